@@ -1,0 +1,1 @@
+"""The conformance kit: contract checks for anyone's entries."""

@@ -1,0 +1,234 @@
+"""The command line: `laconic list | show | run | report`, a thin shell over `laconic.lab`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from laconic.lab import describe
+from laconic.lab.plan import read_file
+from laconic.lab.report import report as write_report
+from laconic.lab.run import Runs
+from laconic.lab.run import run as run_methods
+from laconic.lab.series import measure_of
+from laconic.lab.store import RunDirectory
+from laconic.lab.tables import Steps, cells, headings, summarise
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Communication-efficient distributed optimization: compare methods by rounds, bytes and seconds.",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def main() -> None:
+    """Runs the command line. What a user can put right is said in one line on standard error, with exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        _complain(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("laconic: interrupted; a run with --out goes on with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _complain(error: ValueError) -> None:
+    """One line; of several processes on one machine, which all see the same mistake, only the first one speaks."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        line = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]laconic: {escape(line)}[/red]")
+
+
+def _console() -> Console:
+    # piped output is for programs and files: it is not cut to a terminal's width
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=220)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Optional[str], typer.Argument(help="problem, method, mechanism, compressor or estimator.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what can be named in a spec, and what cannot be imported, with the reason."""
+    found = describe.listing(kind)
+    if as_json:
+        return _print_json(found)
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("kind", "name", "aliases", "what it is"):
+        table.add_column(title, no_wrap=title != "what it is", overflow="fold")
+    for entry in found["entries"]:
+        summary = entry["summary"].split(". ")[0].rstrip(".")
+        table.add_row(entry["kind"], entry["name"], ", ".join(entry["aliases"]), escape(summary))
+    console.print(table)
+    for broken in found["broken"]:
+        console.print(f"[red]broken[/red]  {escape(broken['module'])}: {escape(broken['reason'])}", soft_wrap=True)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The name of an entry, or a spec such as 'topk(k=0.01)'.")],
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the source as BibTeX and nothing else.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show an entry: definition, parameters, claim, guarantee, wire layout, source and example."""
+    found = describe.showing(name)
+    if bibtex:
+        if found["bibtex"] is None:
+            raise ValueError(f"{found['name']} names no source")
+        return print(found["bibtex"])
+    if as_json:
+        return _print_json(found)
+    console = _console()
+    console.print(f"[bold]{found['name']}[/bold]  ({found['kind']})", soft_wrap=True)
+    console.print(escape(found["definition"]), soft_wrap=True)
+    console.print()
+    for title, text in _facts(found):
+        console.print(f"[bold]{title:<11}[/bold]{escape(text)}", soft_wrap=True)
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("aliases", ", ".join(found["aliases"]))] if found["aliases"] else []
+    for one in found["parameters"]:
+        default = "needed" if one["default"] is None else f"default {one['default']}"
+        facts.append(("parameter", f"{one['name']}: {one['allowed']}; {default}"))
+    if "claim" in found:
+        facts.append(("claim", f"{found['claim']['promise']} (d = {found['claim']['d']}, n = {found['claim']['n']})"))
+        facts.append(("wire", found["layout"]))
+    if "guarantee" in found:
+        facts.append(("guarantee", _guarantee(found["guarantee"])))
+    if found["source"]:
+        facts.append(("source", found["source"]))
+    return [*facts, ("example", found["example"])]
+
+
+def _guarantee(promise: dict[str, Any]) -> str:
+    if promise["settled"] is None:
+        return f"none on {promise['problem']}: {promise['none']}"
+    rate = "no rate" if promise["rate"] is None else f"rate {promise['rate']:.8g} per iteration"
+    assumes = "; ".join(promise["assumes"])
+    return f"{promise['settled']} on {promise['problem']}: {rate}; {promise['source']}" + (
+        f"; assumes {assumes}" if assumes else ""
+    )
+
+
+@app.command()
+def run(
+    file: Annotated[Optional[Path], typer.Argument(help="A TOML file with these options; options given here win.")] = None,
+    problem: Annotated[Optional[str], typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")] = None,
+    method: Annotated[Optional[list[str]], typer.Option(help="A method or mechanism; give it once for each.")] = None,
+    rounds: Annotated[Optional[int], typer.Option(help="Rounds of communication; 1000 if no limit is given.")] = None,
+    iterations: Annotated[Optional[int], typer.Option(help="Iterations of the method.")] = None,
+    until: Annotated[Optional[float], typer.Option(help="The gap f(x) - f* to reach.")] = None,
+    budget: Annotated[Optional[float], typer.Option(help="Uplink bytes per worker.")] = None,
+    every: Annotated[Optional[int], typer.Option(help="Iterations between two evaluations of f (default 1).")] = None,
+    seed: Annotated[Optional[list[int]], typer.Option(help="A seed; several are allowed (default 0).")] = None,
+    seeds: Annotated[Optional[str], typer.Option(help="How many seeds, or a list such as 0,3,7.")] = None,
+    network: Annotated[Optional[list[str]], typer.Option(help="Such as 10mbit,20ms, or a file of links.")] = None,
+    topology: Annotated[Optional[str], typer.Option(help="replicated or star.")] = None,
+    wire: Annotated[Optional[str], typer.Option(help="counted or encoded.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The run directory (default runs/<time>).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    data_dir: Annotated[Optional[Path], typer.Option(help="Where LIBSVM files are (else LACONIC_DATA).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run methods on a problem, and print where each of them ended."""
+    options = {
+        "problem": problem, "method": method, "rounds": rounds, "iterations": iterations, "until": until,
+        "budget": budget, "every": every, "seed": seed, "seeds": None if seeds is None else _seeds(seeds),
+        "network": network, "topology": topology, "wire": wire, "out": out, "resume": resume or None,
+        "data_dir": data_dir,
+    }  # fmt: skip
+    given = {key: value for key, value in options.items() if value is not None and value != []}
+    settings = _settings({} if file is None else read_file(file), given)
+    found = run_methods(**settings, progress=not as_json)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        return _print_json({"path": None if found.path is None else str(found.path), **found.document})
+    _print_results(found)
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        numbers = [int(piece) for piece in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text} : give how many seeds, or a list such as 0,3,7") from None
+    return numbers if "," in text else numbers[0]
+
+
+def _settings(of_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `laconic.run`: the command line wins over the file, and a resumed run knows what it is."""
+    if "seed" in given or "seeds" in given:
+        of_file = {key: value for key, value in of_file.items() if key not in ("seed", "seeds")}
+    settings = {**of_file, **given}
+    if "seed" in settings and "seeds" in settings:
+        raise ValueError("give either --seed or --seeds, not both")
+    if "seed" in settings:
+        one = settings.pop("seed")
+        settings["seeds"] = [one] if isinstance(one, int) else one
+    if settings.get("resume") and "problem" not in settings and "out" in settings:
+        settings = {**_remembered(Path(settings["out"])), **settings}
+    if "problem" not in settings:
+        raise ValueError("what is to be solved? give --problem, such as --problem 'logistic(l2=1e-3, workers=10)'")
+    if "method" not in settings:
+        raise ValueError("with which methods? give --method, such as --method 'ef21(topk(k=0.05))'")
+    settings["methods"] = settings.pop("method")
+    settings.setdefault("out", Path("runs") / time.strftime("%Y-%m-%d-%H%M%S"))
+    return settings
+
+
+def _remembered(out: Path) -> dict[str, Any]:
+    """The options of the run in a directory."""
+    identity = RunDirectory(out).read()["identity"]
+    methods = [{"spec": one["spec"], "label": one["label"]} for one in identity["methods"]]
+    limits = {name: value for name, value in identity["limits"].items() if value is not None}
+    same = {name: identity[name] for name in ("problem", "every", "seeds", "topology", "wire")}
+    return {**same, **limits, "method": methods, "network": [one["name"] for one in identity["networks"]]}
+
+
+def _print_results(found: Runs) -> None:
+    frame = found.trace
+    measure, label = measure_of(frame)
+    steps = {one["method"]: Steps(one["step"], one["step_kind"]) for one in found.document["methods"]}
+    networks = [one["name"] for one in found.document["identity"]["networks"]]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, title in enumerate(headings(label)):
+        table.add_column(escape(title), justify="right" if 1 <= place <= 5 else "left", overflow="fold")
+    for row in summarise(frame, steps, networks[0] if networks else None, measure):
+        table.add_row(*(escape(cell) for cell in cells(row)))
+    console = _console()
+    console.print(table)
+    if networks:
+        console.print(f"time: computing here plus the network {networks[0]}", style="dim")
+    if found.path is not None:
+        console.print(f"written to {found.path}; `laconic report {found.path}` draws it", style="dim", soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[Optional[Path], typer.Option(help="Where to write (default: the run, or ./report for several).")] = None,
+    network: Annotated[Optional[str], typer.Option(help="The network of the seconds, such as 1gbit,1ms.")] = None,
+) -> None:
+    """Write report.html, paper figures (PDF, PNG) and tables (CSV, LaTeX)."""
+    written = write_report(runs, out, network)
+    console = _console()
+    console.print(f"{written.page}", soft_wrap=True)
+    for file in written.files:
+        console.print(f"{file}", style="dim", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The catalogue's compressors: one file is one entry or close family."""

@@ -1,0 +1,99 @@
+"""PermK: the workers share out the coordinates by a random permutation."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.core.compressor import AB, Compressor, Decoded, Sparse
+from laconic.core.entry import Source
+from laconic.core.keys import Keys
+from laconic.core.message import Message, Schema, Slot
+from laconic.wire.coding import Bits
+
+
+@dataclass(frozen=True)
+class PermK(Compressor):
+    """Every round a shared random permutation deals the d coordinates to the n workers; each sends its own, scaled.
+
+    d >= n: blocks of floor(d/n) or ceil(d/n) coordinates, Q_i(x) = n x on block i; which worker gets which block is
+    a second uniform permutation, so that every coordinate goes to every worker with probability 1/n even where n does
+    not divide d. d < n: every worker gets one coordinate, each coordinate floor(n/d) or ceil(n/d) workers, and
+    Q_i(x) = d x on it.
+
+    Claim: jointly A = B = 1 for d >= n, so equal vectors are averaged exactly; for n = q d + r,
+    A = d (1 - s) / n and B = 1 - d s with s = q (d q - d + 2 r) / (n (n - 1)); omega = n - 1 or d - 1. The remainder
+    cases are not in the paper: they are derived, and the tests enumerate them.
+
+    >>> PermK().claim(d=7, n=3)
+    AB(A=1.0, B=1.0, omega=2.0)
+    """
+
+    name = "permk"
+    aliases = ("perm",)
+    example = "permk"
+    layout = "the worker's own values of full width in index order; who owns what follows from the shared seed"
+    source = Source("Szlendak, Tyurin, Richtarik", 2021,
+                    "Permutation compressors for provably faster distributed nonconvex optimization", "2110.03300")  # fmt: skip
+
+    def claim(self, d: int, n: int) -> AB:
+        if d >= n:
+            return AB(1.0, 1.0, n - 1.0)
+        q, r = divmod(n, d)
+        s = q * (d * q - d + 2 * r) / (n * (n - 1))
+        return AB(d * (1.0 - s) / n, 1.0 - d * s, d - 1.0)
+
+    def share(self, d: int, n: int) -> float:
+        return max(1.0 / n, 1.0 / d)
+
+    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
+        _, offsets = self._owned(math.prod(shape), keys)
+        return (Slot(Bits(8 * dtype.itemsize), dtype, np.diff(offsets)),)
+
+    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
+        flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
+        d = flat.shape[1]
+        indices, offsets = self._owned(d, keys)
+        rows = np.repeat(np.arange(keys.rows), np.diff(offsets))
+        values = flat[torch.from_numpy(rows), torch.from_numpy(indices)]
+        return (values * float(min(d, keys.n)),)
+
+    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
+        indices, offsets = self._owned(math.prod(shape), keys)
+        return Sparse(torch.from_numpy(indices), message.codes[0], offsets, shape)
+
+    def _owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+        """The coordinates of every row, sorted within it, and where each row begins."""
+        everyone = _deal(keys.seed, keys.step, keys.stream, keys.n, d)
+        coordinates, begins = everyone
+        sizes = begins[keys.workers + 1] - begins[keys.workers]
+        offsets = np.zeros(keys.rows + 1, dtype=np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        starts = np.repeat(begins[keys.workers] - offsets[:-1], sizes)
+        return coordinates[starts + np.arange(offsets[-1])], offsets
+
+
+@functools.lru_cache(maxsize=8)
+def _deal(seed: int, step: int, stream: str, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates of workers 0..n-1 one after another, and where each worker's begin, int64 of shape (n + 1,)."""
+    keys = Keys(seed, step, stream, np.zeros(0, dtype=np.int64), n).shared
+    order = keys.permutations(d)[0]
+    shuffled = keys.scope("workers").permutations(n)[0]
+    begins = np.zeros(n + 1, dtype=np.int64)
+    if d < n:  # the multiset with every coordinate q times and the first r of a random order once more, shuffled
+        coordinates = np.concatenate([np.repeat(np.arange(d), n // d), order[: n % d]])[shuffled]
+        return coordinates, np.arange(n + 1)
+    q, r = divmod(d, n)
+    block_sizes = q + (np.arange(n) < r)
+    block_of = np.repeat(np.arange(n), block_sizes)
+    worker_of_block = np.empty(n, dtype=np.int64)
+    worker_of_block[shuffled] = np.arange(n)
+    owner = np.empty(d, dtype=np.int64)
+    owner[order] = worker_of_block[block_of]
+    np.cumsum(block_sizes[shuffled], out=begins[1:])
+    return np.argsort(owner, kind="stable"), begins

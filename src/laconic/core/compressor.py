@@ -1,0 +1,283 @@
+"""Compressors, what they claim, and decoded messages."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.core.entry import Entry
+from laconic.core.keys import Keys
+from laconic.core.message import Message, Schema, Slot
+from laconic.kernels import fold
+from laconic.wire.coding import Bits
+
+CHUNK = 1 << 22  # elements decoded at once when other processes' dense messages are folded
+
+
+@dataclass(frozen=True)
+class Unbiased:
+    """E Q(x) = x and E||Q(x) - x||^2 <= omega ||x||^2, independent over workers."""
+
+    omega: float
+
+
+@dataclass(frozen=True)
+class Contractive:
+    """E||C(x) - x||^2 <= (1 - alpha) ||x||^2 with 0 < alpha <= 1."""
+
+    alpha: float
+
+
+@dataclass(frozen=True)
+class AB:
+    """Unbiased and drawn jointly over workers: E||(1/n) sum Q_i(a_i) - mean a||^2 <= A (1/n) sum ||a_i||^2 - B ||mean a||^2.
+
+    `omega` is each single Q_i's.
+    """
+
+    A: float
+    B: float
+    omega: float
+
+
+Claim = Unbiased | Contractive | AB
+
+
+def as_unbiased(claim: Claim | None) -> float | None:
+    """omega, or None where a compressor is not known to be unbiased."""
+    return claim.omega if isinstance(claim, (Unbiased, AB)) else None
+
+
+def as_contractive(claim: Claim | None) -> float | None:
+    """alpha, or None where a compressor is not known to be contractive (an unbiased one with omega < 1 is)."""
+    if isinstance(claim, Contractive):
+        return claim.alpha
+    omega = as_unbiased(claim)
+    return 1.0 - omega if omega is not None and omega < 1.0 else None
+
+
+def as_joint(claim: Claim | None, n: int) -> AB | None:
+    """The constants A and B of n workers' compressors, or None where they are not known to be unbiased."""
+    if isinstance(claim, Unbiased):
+        return AB(claim.omega / n, 0.0, claim.omega)
+    return claim if isinstance(claim, AB) else None
+
+
+class Decoded(ABC):
+    """What a message means: one vector per row, dense or sparse."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The vectors, (rows, *shape); may be borrowed from the message."""
+
+    @abstractmethod
+    def scatter(self, target: Tensor, rows: np.ndarray, scale: float) -> None:
+        """target[rows[r]] += scale * row r, in place; target is (local, *shape)."""
+
+    @abstractmethod
+    def fold(self, target: Tensor, scale: float) -> None:
+        """target += scale * row r for r in order, in place; target is (*shape)."""
+
+
+@dataclass(frozen=True)
+class Dense(Decoded):
+    """Every coordinate of every row, (rows, *shape)."""
+
+    values: Tensor
+
+    def dense(self) -> Tensor:
+        return self.values
+
+    def scatter(self, target: Tensor, rows: np.ndarray, scale: float) -> None:
+        if len(rows) == target.shape[0]:
+            target.add_(self.values, alpha=scale)
+        else:
+            target[torch.from_numpy(rows)] += scale * self.values
+
+    def fold(self, target: Tensor, scale: float) -> None:
+        rows = self.values.shape[0]
+        fold.fold_dense(self.values.reshape(rows, target.numel()), scale, target.view(-1))
+
+
+@dataclass(frozen=True)
+class Sparse(Decoded):
+    """Some coordinates of each row: flat positions and values, row r's from offsets[r] to offsets[r + 1]."""
+
+    indices: Tensor
+    values: Tensor
+    offsets: np.ndarray
+    shape: tuple[int, ...]
+
+    def dense(self) -> Tensor:
+        rows = len(self.offsets) - 1
+        out = torch.zeros((rows, *self.shape), dtype=self.values.dtype)
+        self.scatter(out, np.arange(rows), 1.0)
+        return out
+
+    def scatter(self, target: Tensor, rows: np.ndarray, scale: float) -> None:
+        flat = target.view(target.shape[0], math.prod(self.shape))
+        fold.scatter_rows(self.indices, self.values, self.offsets, rows, scale, flat)
+
+    def fold(self, target: Tensor, scale: float) -> None:
+        fold.fold_sparse(self.indices, self.values, scale, target.view(-1))
+
+
+class Compressor(Entry, ABC):
+    """Turns vectors into messages. A pure function of vectors and keys, unless `start` gives it a state.
+
+    An author writes `schema`, `codes` and `decode`, and `claim` where there is one. `layout` describes the wire in words.
+    """
+
+    kind: ClassVar[str] = "compressor"
+    layout: ClassVar[str]
+
+    def claim(self, d: int, n: int) -> Claim | None:
+        """What it promises for d coordinates and n workers; None promises nothing."""
+        return None
+
+    def share(self, d: int, n: int) -> float:
+        """The expected size of a message as a share of the d values at full width (indices not counted)."""
+        return 1.0
+
+    @abstractmethod
+    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
+        """What a receiver knows of the message before it comes: it has the keys, the shape and the dtype."""
+
+    @abstractmethod
+    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
+        """The codes of every slot of the schema for v (rows, *shape), flat over rows. Must not write to v."""
+
+    @abstractmethod
+    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
+        """What the message means, from the message and what the receiver knows."""
+
+    def start(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Any:
+        """The explicit state of the local rows (fields marked Worker), or None for a pure compressor."""
+        return None
+
+    def advance(self, v: Tensor, keys: Keys, state: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """Codes and the next state. The link keeps the state, and only once the message has arrived."""
+        return self.codes(v, keys), state
+
+    def compress(self, v: Tensor, keys: Keys) -> Message:
+        """The message of v (rows, *shape), one row per address in `keys`, for a compressor without a state."""
+        return Message(self.schema(tuple(v.shape[1:]), v.dtype, keys), self.codes(v, keys), v.shape[0])
+
+
+class Exact(Compressor):
+    """Every value at its full width: what travels where no compressor is named."""
+
+    layout = "d values of the vector's own dtype, in order"
+
+    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
+        return (Slot(Bits(8 * dtype.itemsize), dtype, math.prod(shape)),)
+
+    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
+        return (v.reshape(-1),)
+
+    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
+        return Dense(message.codes[0].view(message.rows, *shape))
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A message on its way: which compressor made it of what, at which addresses, for which rows of its block.
+
+    `state` is the compressor's next state, kept by the link once the packet has arrived.
+    """
+
+    compressor: Compressor
+    message: Message
+    keys: Keys
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: np.ndarray
+    state: Any = None
+
+    @functools.cached_property
+    def decoded(self) -> Decoded:
+        return self.compressor.decode(self.message, self.shape, self.dtype, self.keys)
+
+    def parts(self) -> Iterator[Decoded]:
+        """The decoded rows in order, in pieces of bounded size unless they are decoded already."""
+        step = max(1, CHUNK // max(1, math.prod(self.shape)))
+        if "decoded" in vars(self) or self.message.rows <= step:
+            yield self.decoded
+            return
+        for low in range(0, self.message.rows, step):
+            high = min(low + step, self.message.rows)
+            keys = self.keys.at(np.arange(low, high))
+            yield self.compressor.decode(self.message.at(low, high), self.shape, self.dtype, keys)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What the other side decoded from this block's own messages."""
+
+    packet: Packet
+    local: int
+
+    def dense(self) -> Tensor:
+        """(local, *shape), a fresh tensor; zero for workers who were silent."""
+        out = torch.zeros((self.local, *self.packet.shape), dtype=self.packet.dtype)
+        self.packet.decoded.scatter(out, self.packet.rows, 1.0)
+        return out
+
+    def add_to(self, target: Tensor, scale: float = 1.0) -> None:
+        """target += scale * dense(), in place, at the cost of the messages."""
+        self.packet.decoded.scatter(target, self.packet.rows, scale)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """(1/n) times the sum over the workers who spoke, added in worker order, without forming n x d."""
+
+    packets: Sequence[Packet]
+    n: int
+
+    def dense(self) -> Tensor:
+        """(*shape), a fresh tensor."""
+        first = self.packets[0]
+        out = torch.zeros(first.shape, dtype=first.dtype)
+        self.add_to(out)
+        return out
+
+    def add_to(self, target: Tensor, scale: float = 1.0) -> None:
+        """target += scale * dense(), in place, at the cost of the messages."""
+        for packet in self.packets:
+            for part in packet.parts():
+                part.fold(target, scale / self.n)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A server's value on a party that does not hold it: NaN."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        return torch.full(self.shape, math.nan, dtype=self.dtype)
+
+    def add_to(self, target: Tensor, scale: float = 1.0) -> None:
+        target.fill_(math.nan)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What an uplink leaves behind: each worker's own decoded message, the server's mean, and how many spoke.
+
+    On a party that does not hold the server's values, `mean` is NaN and `count` counts the local speakers alone.
+    """
+
+    own: Own
+    mean: Mean | Unknown
+    count: int

@@ -1,0 +1,111 @@
+"""Coroutines that talk: `await` hands requests to a driver, `together` lets several travel in one flight.
+
+No event loop: a text is advanced by hand, its requests of one moment are a flight, and a driver performs flights.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from laconic.core.compressor import Packet
+
+Text = Coroutine[Any, Any, Any]
+
+
+class Ask:
+    """One request to the network. Its reply is what `await` gives."""
+
+    def __await__(self) -> Generator[list[Ask], list[Any], Any]:
+        return (yield [self])[0]
+
+
+@dataclass(frozen=True)
+class Uplink(Ask):
+    """Messages from workers to the server. `private`: who speaks is not known beforehand and costs a flag each."""
+
+    packet: Packet
+    private: bool
+
+
+@dataclass(frozen=True)
+class Downlink(Ask):
+    """A message of the server to the workers in `to` (all of them where it is None). Without content where the server is not."""
+
+    packet: Packet
+    to: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class AllReduce(Ask):
+    """The mean over workers of vectors that sum in flight; `packet` holds them at full width."""
+
+    packet: Packet
+
+
+@dataclass(frozen=True)
+class Look(Ask):
+    """Off the books: one row per local worker, to become the rows of all n workers."""
+
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Show(Ask):
+    """Off the books: a value of the server, for everyone."""
+
+    value: Tensor
+
+
+Flight = list[Ask]
+
+
+@types.coroutine
+def _advance(parts: Sequence[Generator[Flight, list[Any], Any]]) -> Generator[Flight, list[Any], list[Any]]:
+    live, results = dict(enumerate(parts)), [None] * len(parts)
+    answers: dict[int, list[Any] | None] = {}
+    while live:
+        flight: Flight = []
+        shares: list[tuple[int, int]] = []
+        for i, part in list(live.items()):
+            try:
+                asks = part.send(answers.get(i))  # type: ignore[arg-type]
+            except StopIteration as stop:
+                results[i] = stop.value
+                del live[i]
+                continue
+            shares.append((i, len(asks)))
+            flight += asks
+        if flight:
+            replies = yield flight
+            for i, count in shares:
+                answers[i], replies = replies[:count], replies[count:]
+    return results
+
+
+async def together(*parts: Any) -> list[Any]:
+    """Awaits several requests or coroutines at once; what they ask at the same time travels in one flight.
+
+    >>> gradient, matrix = await together(link.uplink(a, g), mechanism.exchange(v, memory, link))  # doctest: +SKIP
+    """
+    return await _advance([part.__await__() for part in parts])
+
+
+def drive(text: Text, perform: Callable[[Flight], list[Any]]) -> Any:
+    """Runs a text to its end; `perform` answers each flight."""
+    replies: list[Any] | None = None
+    while True:
+        try:
+            flight = text.send(replies)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            replies = perform(flight)
+        except BaseException as failure:
+            text.throw(failure)
+            raise

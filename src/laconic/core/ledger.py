@@ -1,0 +1,67 @@
+"""The ledger: exact bytes, messages and rounds of a run, and apart from them what the transport handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Flight = Callable[["np.ndarray | None", "np.ndarray | None"], None]
+
+
+@dataclass
+class Transport:
+    """Bytes that this process handed to the transport: messages, and what surrounds them (lengths, padding, control)."""
+
+    payload: int = 0
+    framing: int = 0
+
+
+class Ledger:
+    """Counts what n workers and the server say to each other.
+
+    `uplink` and `downlink` are logical bytes per worker, int64 of shape (n,): the lengths of messages, equal in every
+    runtime. Each of `listeners` is called once per flight with that flight's bytes per worker, up and down (None where
+    nobody spoke in that direction); the network models are such listeners.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.uplink = np.zeros(n, dtype=np.int64)
+        self.downlink = np.zeros(n, dtype=np.int64)
+        self.messages_up = self.messages_down = self.rounds = 0
+        self.transport = Transport()
+        self.listeners: list[Flight] = []
+
+    def flight(self, up: np.ndarray | None, down: np.ndarray | None, messages_up: int, messages_down: int) -> None:
+        """Enters one flight. It is a round if workers spoke to the server."""
+        if up is not None:
+            self.uplink += up
+            self.rounds += 1
+        if down is not None:
+            self.downlink += down
+        self.messages_up += messages_up
+        self.messages_down += messages_down
+        if up is not None or down is not None:
+            for listener in self.listeners:
+                listener(up, down)
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        counts = [self.messages_up, self.messages_down, self.rounds, self.transport.payload, self.transport.framing]
+        return {
+            "uplink": torch.from_numpy(self.uplink.copy()),
+            "downlink": torch.from_numpy(self.downlink.copy()),
+            "counts": torch.tensor(counts, dtype=torch.int64),
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a checkpoint, forgetting what was entered since."""
+        self.uplink[:] = state["uplink"].numpy()
+        self.downlink[:] = state["downlink"].numpy()
+        counts = state["counts"].tolist()
+        self.messages_up, self.messages_down, self.rounds = counts[:3]
+        self.transport = Transport(*counts[3:])

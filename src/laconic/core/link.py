@@ -1,0 +1,203 @@
+"""The link: everything that a text may say to the network, and the randomness that goes with it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.core.compressor import Compressor, Exact, Packet, Sent
+from laconic.core.flight import AllReduce, Ask, Downlink, Look, Show, Uplink
+from laconic.core.keys import SERVER, Keys
+from laconic.core.message import Message
+from laconic.core.problem import Block
+
+_EXACT = Exact()
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The workers who act. `rows` are the local rows among them; `members` all of them, None where only they know.
+
+    `private` decisions cost each worker of the problem one byte of flag when the cohort speaks.
+    """
+
+    rows: np.ndarray
+    members: np.ndarray | None
+
+    @property
+    def private(self) -> bool:
+        return self.members is None
+
+
+@dataclass
+class _Root:
+    """What all scopes of one link share."""
+
+    block: Block
+    seed: int
+    holds_server: bool
+    step: int = 0
+    ordinals: Counter[str] = field(default_factory=Counter)
+    compressor_states: dict[str, Any] = field(default_factory=dict)
+
+
+class Link:
+    """One party's end of the network: a block of workers, and the server's part where it holds it.
+
+    In the replicated topology every party holds the server's part; in a star one does, and every value of the server
+    is NaN on the others until it is broadcast.
+
+    Parameters
+    ----------
+    block : the workers hosted here.
+    seed : of the run; every draw is a function of it, the step, the scope, the kind of draw and the worker.
+    holds_server : whether the server's values are computed here.
+    """
+
+    def __init__(self, block: Block, seed: int = 0, holds_server: bool = True) -> None:
+        self._root = _Root(block, seed, holds_server)
+        self._path = ""
+
+    @property
+    def block(self) -> Block:
+        return self._root.block
+
+    @property
+    def n(self) -> int:
+        return self._root.block.n
+
+    @property
+    def holds_server(self) -> bool:
+        return self._root.holds_server
+
+    @property
+    def step(self) -> int:
+        return self._root.step
+
+    @property
+    def compressor_states(self) -> dict[str, Any]:
+        """Explicit states of compressors by address, to be checkpointed with the method's state."""
+        return self._root.compressor_states
+
+    def begin(self, step: int) -> None:
+        """Starts an iteration: draws are addressed by it, and ordinals of draws start again."""
+        self._root.step = step
+        self._root.ordinals.clear()
+
+    def scope(self, name: str) -> Link:
+        """The same link, with randomness and compressor states addressed under a name."""
+        inner = Link.__new__(Link)
+        inner._root, inner._path = self._root, f"{self._path}/{name}"
+        return inner
+
+    # ---- randomness -------------------------------------------------------------------------------------------
+
+    def keys(self, kind: str) -> Keys:
+        """Fresh addresses for the local workers; the ordinal of the draw in this scope and step is part of them."""
+        return Keys(self._root.seed, self._root.step, self._address(kind), self.block.workers, self.n)
+
+    def _address(self, kind: str) -> str:
+        stream = f"{self._path}/{kind}"
+        ordinal = self._root.ordinals[stream]
+        self._root.ordinals[stream] += 1
+        return f"{stream}{ordinal}"
+
+    def coin(self, probability: float) -> bool:
+        """One coin that all parties share."""
+        return bool(self.keys("coin").shared.coins(probability))
+
+    def coins(self, probability: float | Tensor) -> Tensor:
+        """One private coin per local worker, bool of shape (local,)."""
+        return self.keys("coins").uniform(1)[:, 0] < probability
+
+    def sample(self, m: int) -> Cohort:
+        """m of the n workers, uniformly without replacement, the same on all parties."""
+        return self.cohort(self.keys("sample").shared.subsets(self.n, m)[0])
+
+    def bernoulli(self, probability: float) -> Cohort:
+        """Each worker with a probability, independently; all parties know who."""
+        keys = self.keys("bernoulli")
+        everyone = Keys(keys.seed, keys.step, keys.stream, np.arange(self.n), self.n)
+        return self.cohort(np.flatnonzero(everyone.coins(probability).numpy()))
+
+    def cohort(self, members: np.ndarray) -> Cohort:
+        """The workers with these numbers, known to all parties."""
+        here = members[(members >= self.block.low) & (members < self.block.high)]
+        return Cohort(here - self.block.low, members)
+
+    def volunteers(self, mask: Tensor) -> Cohort:
+        """The local workers who privately decide to speak; mask is bool of shape (local,)."""
+        return Cohort(np.flatnonzero(mask.numpy()), None)
+
+    # ---- messages ---------------------------------------------------------------------------------------------
+
+    def compress(self, compressor: Compressor | None, v: Tensor, who: Cohort | None = None) -> Packet:
+        """Makes the messages of the local workers, one per row of v (as many rows as speak). Sends nothing."""
+        rows = np.arange(self.block.size) if who is None else who.rows
+        if v.shape[0] != len(rows):
+            raise ValueError(f"uplink of {v.shape[0]} rows for {len(rows)} speaking workers")
+        keys = self.keys("up")
+        return self._pack(compressor or _EXACT, v, keys.at(rows), rows)
+
+    def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray) -> Packet:
+        shape = tuple(v.shape[1:])
+        state = self.compressor_states.get(keys.stream)
+        if state is None:
+            state = compressor.start(shape, v.dtype, keys)
+        codes, state = compressor.advance(v, keys, state)
+        message = Message(compressor.schema(shape, v.dtype, keys), codes, v.shape[0])
+        return Packet(compressor, message, keys, shape, v.dtype, rows, state)
+
+    async def uplink(
+        self, what: Packet | Compressor | None, v: Tensor | None = None, who: Cohort | None = None
+    ) -> Sent:
+        """Compresses, sends and decodes: one message of each local worker in `who` (all where it is None) to the server.
+
+        `what` is a packet made before, a compressor for v (speaking rows, *shape), or None for v as it is.
+        """
+        if not isinstance(what, Packet):
+            if v is None:
+                raise ValueError("uplink needs a packet, or a compressor and values")
+            what = self.compress(what, v, who)
+        sent = await Uplink(what, who is not None and who.private)
+        if what.state is not None:
+            self.compressor_states[what.keys.stream] = what.state
+        return sent
+
+    async def broadcast(self, x: Tensor, compressor: Compressor | None = None, to: Cohort | None = None) -> Tensor:
+        """The server's x (*shape) as the workers in `to` (all where it is None) decode it; NaN on parties without any."""
+        stream = self._address("down")
+        keys = Keys(self._root.seed, self._root.step, stream, np.array([SERVER]), self.n)
+        packet = self._pack(compressor or _EXACT, x[None], keys, np.zeros(1, dtype=np.int64))
+        x = await Downlink(packet, None if to is None else to.members)
+        if packet.state is not None:
+            self.compressor_states[stream] = packet.state
+        return x
+
+    async def all_reduce(self, v: Tensor) -> Tensor:
+        """The mean over all workers of v (local, *shape), on every party, (*shape): for what sums in flight."""
+        return await AllReduce(self._pack(_EXACT, v, self.keys("sum"), np.arange(self.block.size)))
+
+    def at_server(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """Work that the server alone does; NaN of the shape of `like` on other parties."""
+        return compute() if self.holds_server else torch.full_like(like, math.nan)
+
+    # ---- observation, off the books ---------------------------------------------------------------------------
+
+    async def look(self, rows: Tensor) -> Tensor:
+        """One row per local worker (local, ...) as the rows of all workers (n, ...), on every party; not counted."""
+        return await Look(rows)
+
+    async def show(self, value: Tensor) -> Tensor:
+        """A value of the server on every party; not counted."""
+        return await Show(value)
+
+
+__all__ = ["Ask", "Cohort", "Link"]

@@ -1,0 +1,61 @@
+"""Mechanisms: how n workers' vectors become one estimate of their mean. Error feedback lives here."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from laconic.core.entry import Entry
+from laconic.core.estimator import Estimator, Probe
+from laconic.core.link import Link
+from laconic.core.theory import Guarantee, NoTheorem, Setting
+
+
+class Need(enum.Enum):
+    """What a mechanism asks of whoever drives it."""
+
+    FULL_GRADIENTS = "full gradients"
+    PROBE = "a probe (gradients at other points on the same data)"
+
+
+class Mechanism(Entry, ABC):
+    """Turns one vector per worker into one estimate, round after round.
+
+    `exchange` returns the estimate, borrowed until the next exchange, and the memory. It writes to memory only after
+    its last await, so that a failed collective changes nothing. The estimate is the server's, unless the mechanism is
+    `public`: then every party can compute it, and no model need be broadcast. `takes_step`: the vectors handed in are
+    already multiplied by the stepsize, and the estimate is subtracted from x as it is.
+    """
+
+    kind: ClassVar[str] = "mechanism"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    public: ClassVar[bool] = False
+    takes_step: ClassVar[bool] = False
+
+    @abstractmethod
+    async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:
+        """The first estimate (*shape) of the mean of v (local, *shape), and the memory."""
+
+    @abstractmethod
+    async def exchange(self, v: Tensor, memory: Any, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:
+        """The next estimate (*shape) and the memory."""
+
+    def settled(self, setting: Setting) -> Mechanism:
+        """The same mechanism with every parameter left open (None) replaced by its theorem's number."""
+        return self
+
+    def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
+        """What gradient descent x <- x - step * estimate promises with it; `step=None` asks for the largest step.
+
+        Raises NoTheorem where no theorem covers the combination, saying why.
+        """
+        raise NoTheorem(f"no theorem is known for {self}; give an explicit step")
+
+
+def full_gradients_only(mechanism: Mechanism, estimator: Estimator) -> None:
+    """Raises NoTheorem where a theorem for exact gradients is asked about another estimator."""
+    if not estimator.exact:
+        raise NoTheorem(f"the theorem of {mechanism} is about full gradients, not {estimator}; give an explicit step")

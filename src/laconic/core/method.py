@@ -1,0 +1,60 @@
+"""Methods: a step rule, written against a problem's oracles and a link."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from laconic.core.entry import Entry
+from laconic.core.link import Link
+from laconic.core.problem import Oracles
+from laconic.core.theory import Guarantee, Setting
+
+
+class Method(Entry, ABC):
+    """An algorithm. `settled` fixes its open parameters from theory; `init` and `iterate` are its text."""
+
+    kind: ClassVar[str] = "method"
+
+    @abstractmethod
+    def settled(self, setting: Setting) -> Method:
+        """The same method with every open parameter (None, "4x") replaced by a number.
+
+        Raises NoTheorem where a parameter is open and no theorem covers the combination.
+        """
+
+    @abstractmethod
+    def guarantee(self, setting: Setting) -> Guarantee:
+        """What theory promises of a settled method. Raises NoTheorem where it promises nothing, saying why."""
+
+    @abstractmethod
+    async def init(self, oracles: Oracles, link: Link) -> Any:
+        """The first state; what is said on the way is counted."""
+
+    @abstractmethod
+    async def iterate(self, state: Any, oracles: Oracles, link: Link) -> Any:
+        """The next state."""
+
+    @abstractmethod
+    def point(self, state: Any) -> Tensor:
+        """The server's model x, (*shape)."""
+
+
+def resolve(step: float | str | None, largest: Callable[[], float]) -> float:
+    """The number that a stepsize means where a theorem allows `largest()`: None is that, "4x" four times it.
+
+    A number is taken as it is and asks no theorem.
+    """
+    if step is None:
+        return largest()
+    return float(step[:-1]) * largest() if isinstance(step, str) else float(step)
+
+
+def number(step: float | str | None) -> float:
+    """The stepsize of a settled method. Raises ValueError where it is still open."""
+    if isinstance(step, (int, float)):
+        return float(step)
+    raise ValueError(f"step={step!r} is not a number yet; run the method that settled(setting) gives")

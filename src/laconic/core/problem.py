@@ -1,0 +1,258 @@
+"""Problems: f(x) = (1/n) sum_i f_i(x). What to solve, what its local workers can compute, and its constants."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.core.entry import Entry
+from laconic.core.keys import Keys
+
+
+@dataclass(frozen=True)
+class Block:
+    """The workers low..high-1 of n that live in this process (possibly none)."""
+
+    low: int
+    high: int
+    n: int
+
+    @property
+    def size(self) -> int:
+        return self.high - self.low
+
+    @property
+    def workers(self) -> np.ndarray:
+        """Their numbers, int64 of shape (size,)."""
+        return np.arange(self.low, self.high)
+
+    @staticmethod
+    def whole(n: int) -> Block:
+        return Block(0, n, n)
+
+    @staticmethod
+    def deal(n: int, parts: int) -> list[Block]:
+        """n workers over `parts` processes in order, sizes differing by at most one."""
+        ends = [n * part // parts for part in range(parts + 1)]
+        return [Block(low, high, n) for low, high in zip(ends, ends[1:], strict=False)]
+
+
+class Kind(enum.Enum):
+    """How sure a constant is."""
+
+    EXACT = "exact"
+    BOUND = "bound"  # on the safe side: an upper bound of a smoothness constant, a lower bound of mu
+    ESTIMATE = "estimate"  # may lie on the unsafe side; a guarantee made of it says so
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant of a problem, with its kind and, in words, how it was found."""
+
+    value: float
+    kind: Kind = Kind.EXACT
+    how: str = ""
+
+    def __float__(self) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants of f and of the f_i. None means that the problem does not know it.
+
+    L : smoothness of f.  L_workers : of each f_i.  L_max, L_tilde : their maximum and root mean square.
+    L_plus : mean ||grad f_i(x) - grad f_i(y)||^2 <= L_plus^2 ||x - y||^2.
+    L_pm : the same mean less ||grad f(x) - grad f(y)||^2 is <= L_pm^2 ||x - y||^2 (Szlendak et al. 2021).
+    mu : strong convexity of f (also its Polyak-Lojasiewicz constant).  mu_workers : of the least convex f_i.
+    delta : max_i sup_x ||hess f_i(x) - hess f(x)||.  delta_server : the same for worker 0's f_i, which the server holds.
+    delta_mean : root mean square over i, (1/n) sum ||(grad f_i - grad f)(x) - (grad f_i - grad f)(y)||^2 <= delta_mean^2 ||x - y||^2.
+    L_sample : smoothness of the least smooth single term of any f_i.
+    sigma_star : sqrt((1/n) sum ||grad f_i(x*)||^2), how different the workers are at the solution.
+    hessian_lipschitz : of the Hessian of f, in spectral norm.
+    """
+
+    L: Constant
+    L_workers: tuple[float, ...]
+    L_max: Constant
+    L_tilde: Constant
+    L_plus: Constant
+    L_pm: Constant
+    mu: Constant | None = None
+    mu_workers: Constant | None = None
+    delta: Constant | None = None
+    delta_server: Constant | None = None
+    delta_mean: Constant | None = None
+    L_sample: Constant | None = None
+    sigma_star: Constant | None = None
+    hessian_lipschitz: Constant | None = None
+
+    def named(self) -> dict[str, Constant]:
+        """Every known constant by name."""
+        pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: value for name, value in pairs if isinstance(value, Constant)}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A minimiser with its certificate: f(x) - f* <= gap."""
+
+    x: Tensor
+    value: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A minibatch as a value: `indices[r]` are the terms that row r of `rows` looks at, int64 of shape (rows, size)."""
+
+    rows: np.ndarray
+    indices: np.ndarray
+
+
+@dataclass
+class Calls:
+    """How often the local workers' oracles were asked, in single terms (a full gradient of m terms is m)."""
+
+    gradient_terms: int = 0
+    hessian_terms: int = 0
+    server_terms: int = 0
+
+
+class Oracles(ABC):
+    """What the workers of one block can compute. Points are one `(*shape)` for all rows or one per row `(rows, *shape)`.
+
+    Rows are positions inside the block, int64; None means all of them. A worker that is not asked computes nothing.
+    """
+
+    block: Block
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float64
+    convex: bool = True
+
+    def __init__(self) -> None:
+        self.calls = Calls()
+        self._server: Callable[[], Oracles] | None = None
+
+    @functools.cached_property
+    def server(self) -> Oracles:
+        """The server's own copy of worker 0's function, as a block of one worker (for methods that use similarity)."""
+        if self._server is None:
+            raise ValueError(f"{type(self).__name__} was not made by Problem.host, so the server has no function of its own")
+        return self._server()
+
+    @property
+    def d(self) -> int:
+        return int(np.prod(self.shape))
+
+    @abstractmethod
+    def terms(self) -> np.ndarray:
+        """How many terms each local f_i averages, int64 of shape (local,)."""
+
+    @abstractmethod
+    def _values(self, x: Tensor, rows: np.ndarray) -> Tensor: ...
+
+    @abstractmethod
+    def _gradients(self, x: Tensor, rows: np.ndarray, batch: Batch | None) -> Tensor: ...
+
+    def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        raise ValueError(f"{type(self).__name__} has no Hessians; use a method that needs gradients only")
+
+    def start(self) -> Tensor:
+        """x^0, of shape `shape`."""
+        return torch.zeros(self.shape, dtype=self.dtype)
+
+    def values(self, x: Tensor, rows: np.ndarray | None = None) -> Tensor:
+        """f_i(x) for the rows, shape (rows,)."""
+        return self._values(x, self._rows(rows))
+
+    def gradients(self, x: Tensor, rows: np.ndarray | None = None, batch: Batch | None = None) -> Tensor:
+        """grad f_i(x) for the rows, or the mean gradient over a minibatch, shape (rows, *shape). Owned by the caller."""
+        rows = self._rows(rows)
+        self.calls.gradient_terms += int(self.terms()[rows].sum() if batch is None else batch.indices.size)
+        return self._gradients(x, rows, batch)
+
+    def hessians(self, x: Tensor, rows: np.ndarray | None = None) -> Tensor:
+        """Hessians as svec: the upper triangle by rows, off-diagonals times sqrt(2), so that norms are Frobenius norms.
+
+        Shape (rows, d (d + 1) / 2). The tensor is borrowed until the next call and may be written to.
+        """
+        rows = self._rows(rows)
+        self.calls.hessian_terms += int(self.terms()[rows].sum())
+        return self._hessians(x, rows)
+
+    def sample(self, keys: Keys, size: int, rows: np.ndarray | None = None) -> Batch:
+        """A minibatch of `size` terms per row, drawn with replacement."""
+        rows = self._rows(rows)
+        words = keys.at(rows).words(size) >> np.uint64(11)
+        counts = self.terms()[rows][:, None]
+        return Batch(rows, np.minimum((words * 2.0**-53 * counts).astype(np.int64), counts - 1))
+
+    def _rows(self, rows: np.ndarray | None) -> np.ndarray:
+        return np.arange(self.block.size) if rows is None else np.asarray(rows, dtype=np.int64)
+
+
+class Problem(Entry, ABC):
+    """A problem of the catalogue: its data, its workers and how rows are dealt. `oracles` gives what a block computes."""
+
+    kind: ClassVar[str] = "problem"
+
+    @property
+    @abstractmethod
+    def n(self) -> int:
+        """The number of workers."""
+
+    @abstractmethod
+    def oracles(self, block: Block, data_dir: Path | None = None) -> Oracles:
+        """The oracles of the workers in `block`.
+
+        Raises ValueError where the data are absent or do not fit (more workers than rows, not two classes).
+        """
+
+    def host(self, block: Block, data_dir: Path | None = None) -> Oracles:
+        """The oracles of a block, with the server's copy of worker 0's function made where a method asks for it."""
+        oracles = self.oracles(block, data_dir)
+        oracles._server = lambda: self.oracles(Block(0, 1, self.n), data_dir)
+        return oracles
+
+    @abstractmethod
+    def constants(self, data_dir: Path | None = None) -> Constants:
+        """The constants, the same bits on every call and process."""
+
+    def solution(self, data_dir: Path | None = None) -> Solution | None:
+        """A certified reference solution, or None where there is none (non-convex problems)."""
+        return None
+
+    def fingerprint(self, data_dir: Path | None = None) -> str:
+        """A hash of everything that defines f: data, split, regulariser."""
+        return hashlib.sha256(str(self).encode()).hexdigest()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def single_threaded(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs dense algebra of the server or of constants on one thread, so that its bits do not depend on the machine's load."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return run

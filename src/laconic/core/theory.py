@@ -1,0 +1,105 @@
+"""Guarantees: the stepsize, rate and Lyapunov function that a theorem gives, with its assumptions and source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from laconic.core.entry import Source
+from laconic.core.problem import Constant, Constants, Kind, Oracles, Solution
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a theorem is asked about: the problem's constants, workers, shape of x, and terms per worker (fewest, most)."""
+
+    constants: Constants
+    n: int
+    shape: tuple[int, ...]
+    terms: tuple[int, int] = (1, 1)
+    convex: bool = True
+
+    @property
+    def d(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a Lyapunov function may look at: the run's state at one iteration and the problem's solution.
+
+    `x` is the model (*shape), `gap` is f(x) - f*, `gradient` is grad f(x) (*shape), `state` the method's state, whose
+    memory belongs to the mechanism.
+    """
+
+    x: Tensor
+    gap: float
+    gradient: Tensor
+    state: Any
+    oracles: Oracles
+    solution: Solution
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A Lyapunov value in two parts: `shared` + the mean over all workers of `workers` (local,)."""
+
+    shared: float
+    workers: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What a theorem promises.
+
+    Attributes
+    ----------
+    step : the largest stepsize it allows.
+    source : authors, year, theorem.
+    rate : the factor by which E[lyapunov] shrinks per iteration, or None where the theorem gives none.
+    lyapunov : computes the Lyapunov function from a :class:`Snapshot`.
+    plateau : what remains of the Lyapunov function in the limit (0: exact convergence).
+    gap_factor : f(x) - f* <= gap_factor * lyapunov, or None.
+    assumes : the assumptions, in words.
+    tight : whether instances attain the bound.
+    sure : False where a constant is recalled and was not re-derived or read in the paper.
+    leans_on : constants that are estimates, on which the promise depends.
+    """
+
+    step: float
+    source: Source
+    rate: float | None = None
+    lyapunov: Callable[[Snapshot], Terms] | None = None
+    plateau: float = 0.0
+    gap_factor: float | None = None
+    assumes: tuple[str, ...] = ()
+    tight: bool = False
+    sure: bool = True
+    leans_on: tuple[str, ...] = ()
+
+    def at(self, step: float | None) -> Guarantee:
+        """What is left of it at a stepsize: beyond the largest one there is no rate and no Lyapunov function."""
+        if step is None or step <= self.step * (1.0 + 1e-12):
+            return self
+        return replace(self, rate=None, lyapunov=None, gap_factor=None)
+
+
+class NoTheorem(ValueError):
+    """No theorem covers this combination: an explicit stepsize is needed. The message says why."""
+
+
+def estimates(**constants: Constant | None) -> tuple[str, ...]:
+    """The names of those constants that are only estimates, for `Guarantee.leans_on`."""
+    return tuple(name for name, c in constants.items() if c is not None and c.kind is Kind.ESTIMATE)
+
+
+def known(**constants: Constant | None) -> tuple[float, ...]:
+    """The values of the constants; raises NoTheorem naming the first that the problem does not know."""
+    for name, constant in constants.items():
+        if constant is None:
+            raise NoTheorem(f"the theorem needs {name}, which this problem does not know; give an explicit step")
+    return tuple(float(c) for c in constants.values() if c is not None)

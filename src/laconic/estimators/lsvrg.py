@@ -1,0 +1,78 @@
+"""Loopless SVRG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from laconic.core.entry import Count, Interval, Source
+from laconic.core.estimator import Estimate, Estimator, Probe
+from laconic.core.link import Link
+from laconic.core.problem import Oracles
+from laconic.core.state import Worker
+
+
+@dataclass
+class Reference:
+    """Where each worker last took a full gradient."""
+
+    point: Worker  # (local, *shape)
+    gradient: Worker  # (local, *shape)
+
+
+@dataclass(frozen=True)
+class LSVRG(Estimator):
+    """v_i = grad f_iB(x) - grad f_iB(w_i) + grad f_i(w_i); w_i becomes x with probability p, each worker's own coin.
+
+    Parameters
+    ----------
+    batch : terms in the minibatch B, drawn with replacement.
+    probability : p of a new reference point; None is batch / (number of the worker's terms), so that the refreshes
+        cost as much as the minibatches.
+
+    The reference moves before the estimate at x is made (the paper moves it after): with p = 1 every estimate is the
+    full gradient.
+
+    >>> str(LSVRG(batch=8))
+    'lsvrg(batch=8)'
+    """
+
+    batch: Annotated[int, Count(1)] = 1
+    probability: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
+
+    name = "lsvrg"
+    aliases = ("l_svrg",)
+    example = "lsvrg(batch=8)"
+    vanishing = True
+    source = Source("Kovalev, Horvath, Richtarik", 2019,
+                    "Don't jump through hoops and remove those loops: SVRG and Katyusha are better without the outer loop",
+                    "1901.08689")  # fmt: skip
+
+    def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
+        gradient = oracles.gradients(x)
+        reference = Reference(x.expand(gradient.shape).clone(), gradient)
+        return Estimate(gradient.clone(), reference, Probe(x, oracles.gradients, oracles.gradients))
+
+    def estimate(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Estimate:
+        reference = self._renewed(x, state, oracles, link)
+        batch = oracles.sample(link.keys("batch"), self.batch)
+
+        def same(y: Tensor) -> Tensor:
+            return oracles.gradients(y, batch=batch) - correction
+
+        correction = oracles.gradients(reference.point, batch=batch) - reference.gradient
+        return Estimate(same(x), reference, Probe(x, same, oracles.gradients))
+
+    def _renewed(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Reference:
+        p = self.probability if self.probability is not None else torch.from_numpy(self.batch / oracles.terms()).clamp(max=1.0)
+        rows = link.coins(p).nonzero()[:, 0]
+        if not len(rows):
+            return state
+        point, gradient = state.point.clone(), state.gradient.clone()
+        there = x[rows] if x.dim() == point.dim() else x
+        gradient[rows] = oracles.gradients(there, rows.numpy())
+        point[rows] = there
+        return Reference(point, gradient)

@@ -1,0 +1,176 @@
+"""Fused kernels of linear models on sparse rows (CSR): values, gradients, Hessians and products, worker by worker.
+
+A worker's rows lie at `starts[w] .. starts[w + 1]` of one CSR matrix (`indptr`, `indices`, `values`) and are added in
+that order by one thread, so a worker's result has the same bits whatever shares its batch. `x` is (1, d) for one point
+for all, or (rows, d). The loss of a row is a function of s = <a, x> and its label: LOGISTIC log(1 + exp(-label s)), or
+SQUARES (s - label)^2 / 2. Every f_i also has l2 / 2 ||x||^2 + nonconvex sum_j x_j^2 / (1 + x_j^2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+
+LOGISTIC, SQUARES = 0, 1
+SMALL_MOVE = 1e-3  # below it the series of the logistic divergence is the more accurate form
+
+
+@numba.njit(inline="always")
+def _dot(indptr, indices, values, row, x, point):
+    total = 0.0
+    for k in range(indptr[row], indptr[row + 1]):
+        total += values[k] * x[point, indices[k]]
+    return total
+
+
+@numba.njit
+def _sigmoid(z):
+    if z >= 0.0:
+        return 1.0 / (1.0 + math.exp(-z))
+    e = math.exp(z)
+    return e / (1.0 + e)
+
+
+@numba.njit
+def _divergence(p, t):
+    """log(1 + p (exp(-t) - 1)) + p t >= 0 for 0 <= p <= 1, without cancellation or overflow."""
+    if p > 0.5:  # 1 - p with -t gives the same number
+        p, t = 1.0 - p, -t
+    q = 1.0 - p
+    if abs(t) < SMALL_MOVE:  # cumulants of a Bernoulli variable
+        return p * q * t * t * (0.5 - t * ((q - p) / 6.0 - t * (1.0 - 6.0 * p * q) / 24.0))
+    if p == 0.0:
+        return 0.0
+    if t < -1.0:
+        return math.log(p + q * math.exp(t)) - q * t
+    return math.log1p(p * math.expm1(-t)) + p * t
+
+
+@numba.njit(cache=True, nogil=True)
+def values(low, high, rows, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
+    """out[r] = f_i(x) of worker rows[r]."""
+    d = x.shape[1]
+    for r in range(low, high):
+        worker, point = rows[r], r if x.shape[0] > 1 else 0
+        total = 0.0
+        for row in range(starts[worker], starts[worker + 1]):
+            s = _dot(indptr, indices, data, row, x, point)
+            if loss == LOGISTIC:
+                z = labels[row] * s
+                total += math.log1p(math.exp(-abs(z))) + max(-z, 0.0)
+            else:
+                total += 0.5 * (s - labels[row]) ** 2
+        total /= starts[worker + 1] - starts[worker]
+        for j in range(d):
+            square = x[point, j] * x[point, j]
+            total += 0.5 * l2 * square + nonconvex * square / (1.0 + square)
+        out[r] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def gradients(low, high, rows, batch, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
+    """out[r] = grad f_i(x) of worker rows[r] over its terms batch[r], or over all of them where batch has no columns."""
+    d, size = x.shape[1], batch.shape[1]
+    for r in range(low, high):
+        worker, point = rows[r], r if x.shape[0] > 1 else 0
+        first = starts[worker]
+        count = size if size > 0 else starts[worker + 1] - first
+        for j in range(d):
+            out[r, j] = 0.0
+        for term in range(count):
+            row = first + (batch[r, term] if size > 0 else term)
+            s = _dot(indptr, indices, data, row, x, point)
+            slope = -labels[row] * _sigmoid(-labels[row] * s) if loss == LOGISTIC else s - labels[row]
+            for k in range(indptr[row], indptr[row + 1]):
+                out[r, indices[k]] += slope * data[k]
+        for j in range(d):
+            out[r, j] = out[r, j] / count + l2 * x[point, j]
+        if nonconvex > 0.0:
+            for j in range(d):
+                out[r, j] += 2.0 * nonconvex * x[point, j] / (1.0 + x[point, j] * x[point, j]) ** 2
+
+
+@numba.njit(inline="always")
+def _curvature(label, s, loss):
+    if loss == LOGISTIC:
+        p = _sigmoid(label * s)
+        return p * (1.0 - p)
+    return 1.0
+
+
+@numba.njit(inline="always")
+def _bend(x, l2, nonconvex):
+    """The regulariser's second derivative in one coordinate."""
+    square = x * x
+    return l2 + nonconvex * (2.0 - 6.0 * square) / (1.0 + square) ** 3
+
+
+@numba.njit(cache=True, nogil=True)
+def hessians(low, high, rows, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
+    """out[r] = svec of hess f_i(x): the upper triangle by rows, off-diagonals times sqrt(2). Indices of a row ascend.
+
+    The triangle of one worker is filled by sparse outer products while it stays in cache.
+    """
+    d = x.shape[1]
+    root = math.sqrt(2.0)
+    for r in range(low, high):
+        worker, point = rows[r], r if x.shape[0] > 1 else 0
+        triangle = out[r]
+        triangle[:] = 0.0
+        count = starts[worker + 1] - starts[worker]
+        for row in range(starts[worker], starts[worker + 1]):
+            s = _dot(indptr, indices, data, row, x, point)
+            weight = _curvature(labels[row], s, loss) / count
+            end = indptr[row + 1]
+            for k in range(indptr[row], end):
+                i = indices[k]
+                base = i * d - (i * (i + 1)) // 2
+                scaled = weight * data[k]
+                triangle[base + i] += scaled * data[k]
+                scaled *= root
+                for other in range(k + 1, end):
+                    triangle[base + indices[other]] += scaled * data[other]
+        for i in range(d):
+            triangle[i * d - (i * (i - 1)) // 2] += _bend(x[point, i], l2, nonconvex)
+
+
+@numba.njit(cache=True, nogil=True)
+def products(low, high, rows, starts, indptr, indices, data, labels, x, v, l2, nonconvex, loss, out):
+    """out[r] = hess f_i(x) v of worker rows[r]; `v` is (1, d) or (rows, d) like x."""
+    d = x.shape[1]
+    for r in range(low, high):
+        worker, point, direction = rows[r], r if x.shape[0] > 1 else 0, r if v.shape[0] > 1 else 0
+        count = starts[worker + 1] - starts[worker]
+        for j in range(d):
+            out[r, j] = 0.0
+        for row in range(starts[worker], starts[worker + 1]):
+            s = _dot(indptr, indices, data, row, x, point)
+            slope = _curvature(labels[row], s, loss) * _dot(indptr, indices, data, row, v, direction)
+            for k in range(indptr[row], indptr[row + 1]):
+                out[r, indices[k]] += slope * data[k]
+        for j in range(d):
+            out[r, j] = out[r, j] / count + _bend(x[point, j], l2, nonconvex) * v[direction, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def excess(low, high, rows, starts, indptr, indices, data, labels, x, solution, l2, loss, out):
+    """out[r] = f_i(x) - f_i(x*) - <grad f_i(x*), x - x*>, a sum of terms >= 0, with `solution` (1, d) and no nonconvex part."""
+    d = x.shape[1]
+    for r in range(low, high):
+        worker, point = rows[r], r if x.shape[0] > 1 else 0
+        total = 0.0
+        for row in range(starts[worker], starts[worker + 1]):
+            s, move = 0.0, 0.0
+            for k in range(indptr[row], indptr[row + 1]):
+                at = solution[0, indices[k]]
+                s += data[k] * at
+                move += data[k] * (x[point, indices[k]] - at)
+            if loss == LOGISTIC:
+                total += _divergence(_sigmoid(-labels[row] * s), labels[row] * move)
+            else:
+                total += 0.5 * move * move
+        total /= starts[worker + 1] - starts[worker]
+        for j in range(d):
+            total += 0.5 * l2 * (x[point, j] - solution[0, j]) ** 2
+        out[r] = total

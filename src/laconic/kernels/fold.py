@@ -1,0 +1,115 @@
+"""Sums with a fixed order: scatter and fold of decoded rows, dot products and norms of a batch of rows.
+
+The torch forms serve devices without a fast form; they give the same bits, since every sum has one defined order:
+folds add row after row; a dot product has LANES partial sums (lane j adds the products j, j + LANES, ...) that are
+then added from lane 0 up.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.kernels.threads import over_rows
+
+LANES = 8
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter_rows(low, high, indices, values, offsets, rows, scale, target):
+    for r in range(low, high):
+        row = rows[r]
+        for j in range(offsets[r], offsets[r + 1]):
+            target[row, indices[j]] += scale * values[j]
+
+
+@numba.njit(cache=True, nogil=True)
+def _fold_rows(low, high, values, scale, target):
+    for r in range(values.shape[0]):
+        for j in range(low, high):
+            target[j] += scale * values[r, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def _dots(low, high, a, b, out):
+    d = a.shape[1]
+    whole = d - d % LANES
+    for r in range(low, high):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = a.dtype.type(0.0)
+        for j in range(0, whole, LANES):
+            s0 += a[r, j] * b[r, j]
+            s1 += a[r, j + 1] * b[r, j + 1]
+            s2 += a[r, j + 2] * b[r, j + 2]
+            s3 += a[r, j + 3] * b[r, j + 3]
+            s4 += a[r, j + 4] * b[r, j + 4]
+            s5 += a[r, j + 5] * b[r, j + 5]
+            s6 += a[r, j + 6] * b[r, j + 6]
+            s7 += a[r, j + 7] * b[r, j + 7]
+        lanes = (s0, s1, s2, s3, s4, s5, s6, s7)
+        total = a.dtype.type(0.0)
+        for lane in range(LANES):
+            part = lanes[lane]
+            if whole + lane < d:
+                part += a[r, whole + lane] * b[r, whole + lane]
+            total += part
+        out[r] = total
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def scatter_rows(indices: Tensor, values: Tensor, offsets: np.ndarray, rows: np.ndarray, scale: float, target: Tensor) -> None:
+    """target[rows[r], indices] += scale * values for every row r of a ragged batch; target is (local, d), written in place."""
+    if target.device.type != "cpu":
+        lengths = torch.from_numpy(np.diff(offsets)).to(target.device)
+        where = torch.repeat_interleave(torch.from_numpy(rows).to(target.device), lengths)
+        target.index_put_((where, indices), scale * values, accumulate=True)
+        return
+    factor = _numpy(target).dtype.type(scale)
+    over_rows(_scatter_rows, len(rows), len(values), _numpy(indices), _numpy(values), offsets, rows, factor, _numpy(target))
+
+
+def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -> None:
+    """target[indices[j]] += scale * values[j] for j in order; target is (d,), written in place."""
+    if target.device.type != "cpu":
+        target.index_put_((indices,), scale * values, accumulate=True)
+        return
+    ends, row = np.array([0, len(values)]), np.zeros(1, dtype=np.int64)
+    factor = _numpy(target).dtype.type(scale)
+    _scatter_rows(0, 1, _numpy(indices), _numpy(values), ends, row, factor, _numpy(target).reshape(1, -1))
+
+
+def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:
+    """target += scale * values[r] for r in order; values is (rows, d), target (d,), written in place."""
+    if target.device.type != "cpu":
+        for row in values:
+            target.add_(scale * row)
+        return
+    factor = _numpy(target).dtype.type(scale)
+    over_rows(_fold_rows, values.shape[1], values.numel(), _numpy(values), factor, _numpy(target))
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise dot products of two (rows, d) tensors, shape (rows,); a row's bits do not depend on its neighbours."""
+    if a.device.type != "cpu":
+        return dots_reference(a, b)
+    out = torch.empty(a.shape[0], dtype=a.dtype)
+    over_rows(_dots, a.shape[0], a.numel(), _numpy(a), _numpy(b), _numpy(out))
+    return out
+
+
+def dots_reference(a: Tensor, b: Tensor) -> Tensor:
+    """`dots` in torch: the definition of the order."""
+    rows, d = a.shape
+    products = torch.zeros(rows, -(-d // LANES) * LANES, dtype=a.dtype, device=a.device)
+    products[:, :d] = a * b
+    lanes = torch.zeros(rows, LANES, dtype=a.dtype, device=a.device)
+    for chunk in products.view(rows, -1, LANES).unbind(1):
+        lanes = lanes + chunk
+    total = torch.zeros(rows, dtype=a.dtype, device=a.device)
+    for lane in lanes.unbind(1):
+        total = total + lane
+    return total

@@ -1,0 +1,1 @@
+"""Experiments: run, store, plots, report."""

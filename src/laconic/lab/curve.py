@@ -1,0 +1,340 @@
+"""One curve: one method with one seed, from x^0 (or a checkpoint) to one of its limits."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.core.problem import Calls, Solution
+from laconic.core.theory import Guarantee
+from laconic.lab import trace
+from laconic.lab.clock import Stopwatch
+from laconic.lab.evaluate import Evaluation, Party, Work, evaluate, work
+from laconic.lab.plan import Limits
+from laconic.lab.settle import Entrant
+from laconic.lab.snapshot import capture, missing_addresses, put_back
+from laconic.lab.store import Checkpoint
+from laconic.runtime.base import Runtime
+from laconic.runtime.network import Clock, Network
+
+BLOWN_UP = 1e15  # f beyond this many times max(1, |f(x^0)|) counts as diverged
+THROWAWAY = 1000  # iterations after which a resumed run gives up waiting for a compressor's first use
+
+
+class Stop(enum.IntEnum):
+    """Why a curve ends; an integer, for the leader tells the others."""
+
+    NOT_YET = 0
+    ROUNDS = 1
+    ITERATIONS = 2
+    BUDGET = 3
+    UNTIL = 4
+    DIVERGED = 5
+
+    @property
+    def status(self) -> str:
+        return {Stop.UNTIL: trace.REACHED, Stop.DIVERGED: trace.DIVERGED}.get(self, trace.DONE)
+
+
+class Tally:
+    """Flights, and the sum of their largest messages: what any network of equal lines needs. A listener of the ledger."""
+
+    def __init__(self) -> None:
+        self.flights = self.peak = 0
+
+    def __call__(self, up: np.ndarray | None, down: np.ndarray | None) -> None:
+        largest = max((int(side.max()) for side in (up, down) if side is not None), default=0)
+        if largest > 0:
+            self.flights += 1
+            self.peak += largest
+
+
+@dataclass
+class Curve:
+    """A curve on its way.
+
+    `entrant` and `seed` say which; `parties` are this process' parties; `record` takes each row of the trace with its
+    seconds on each network, and `pause` is called after every iteration and may save a checkpoint. `terms` are those of
+    all workers together. `shares_decisions`: not every process sees the ledger and x, so the leader decides for all.
+    """
+
+    entrant: Entrant
+    seed: int
+    runtime: Runtime
+    parties: Sequence[Party]
+    limits: Limits
+    every: int
+    networks: Sequence[Network]
+    terms: int
+    shares_decisions: bool
+    solution: Solution | None
+    record: Callable[[trace.Row, list[float]], None]
+    pause: Callable[[Curve], None]
+    iteration: int = 0
+    reason: str = ""
+    _first: Evaluation | None = None
+    _last: Evaluation | None = None
+    _recorded: int = -1
+    _done_before: Work = field(default_factory=Work)
+
+    def __post_init__(self) -> None:
+        self.clocks: list[Clock] = [network.clock(self.runtime.n) for network in self.networks]
+        self.tally = Tally()
+        self.stopwatch = Stopwatch()
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    def run(self, checkpoint: Checkpoint | None = None) -> Stop:
+        """To the end; returns why it ended."""
+        if checkpoint is None:
+            self._begin()
+        else:
+            self._resume(checkpoint)
+        previous = self.point()
+        while True:
+            stop = self._limit(previous)
+            recorded = self._recorded == self.iteration
+            if not recorded and (stop is not Stop.NOT_YET or self.iteration % self.every == 0):
+                stop = self._evaluate(stop)
+            if stop is not Stop.NOT_YET:
+                return stop
+            self.pause(self)
+            previous = self.point().clone()
+            try:
+                self._advance()
+            except (torch.linalg.LinAlgError, FloatingPointError) as error:
+                self.reason = f"at round {self.runtime.ledger.rounds}: {error}".splitlines()[0]
+                return self._evaluate(Stop.DIVERGED)
+
+    def point(self) -> Tensor:
+        """The server's x where this process holds it (NaN elsewhere)."""
+        return self.entrant.method.point(self.parties[0].state)
+
+    def _begin(self) -> None:
+        self._reset_calls()
+        self.runtime.ledger.listeners += [self.tally, *self.clocks]
+        self._init()
+
+    def _init(self) -> None:
+        for party in self.parties:
+            party.link.begin(0)
+        with self.stopwatch.running():
+            states = self.runtime.drive(*[self.entrant.method.init(p.oracles, p.link) for p in self.parties])
+        for party, state in zip(self.parties, states, strict=True):
+            party.state = state
+
+    def _advance(self) -> None:
+        self.iteration += 1
+        method = self.entrant.method
+        for party in self.parties:
+            party.link.begin(self.iteration)
+        with self.stopwatch.running():
+            states = self.runtime.drive(*[method.iterate(p.state, p.oracles, p.link) for p in self.parties])
+        for party, state in zip(self.parties, states, strict=True):
+            party.state = state
+
+    def _reset_calls(self) -> None:
+        for party in self.parties:
+            party.oracles.calls = Calls()
+
+    # ---- ends ---------------------------------------------------------------------------------------------------
+
+    def _limit(self, previous: Tensor) -> Stop:
+        """Whether a limit is reached; decided by the leader where others cannot see the ledger and x."""
+        stop = self._limit_here()
+        if self.shares_decisions:
+            stop = Stop(self.runtime.agree(stop))
+        if stop is Stop.DIVERGED:
+            seen = self._look(previous)
+            self.reason = f"{seen.culprit or 'x is not finite'} at round {self.runtime.ledger.rounds}"
+        return stop
+
+    def _limit_here(self) -> Stop:
+        ledger, limits = self.runtime.ledger, self.limits
+        if not bool(torch.isfinite(self.point()).all()):
+            return Stop.DIVERGED
+        if limits.rounds is not None and ledger.rounds >= limits.rounds:
+            return Stop.ROUNDS
+        if limits.iterations is not None and self.iteration >= limits.iterations:
+            return Stop.ITERATIONS
+        if limits.budget is not None and float(ledger.uplink.mean()) >= limits.budget:
+            return Stop.BUDGET
+        return Stop.NOT_YET
+
+    def _judge(self, seen: Evaluation, stop: Stop) -> Stop:
+        assert self._first is not None
+        if stop is Stop.DIVERGED:
+            return stop
+        if seen.culprit and self.iteration == 0:
+            raise ValueError(f"{seen.culprit} at x^0, round 0: check its data")
+        if seen.culprit or not abs(seen.f) <= BLOWN_UP * max(1.0, abs(self._first.f)):
+            self.reason = f"{seen.culprit or f'f(x) = {seen.f:.3g}'} at round {self.runtime.ledger.rounds}"
+            return Stop.DIVERGED
+        if self.limits.until is not None and seen.gap <= self.limits.until:
+            return Stop.UNTIL
+        return stop
+
+    # ---- the trace ----------------------------------------------------------------------------------------------
+
+    def _look(self, point: Tensor) -> Evaluation:
+        guarantee = self.entrant.guarantee
+        return self.runtime.drive(*[evaluate(p, point, self.solution, guarantee) for p in self.parties])[0]
+
+    def _evaluate(self, stop: Stop) -> Stop:
+        seen = self._look(self.point())
+        self._first = self._first or seen
+        self._last, self._recorded = seen, self.iteration
+        stop = Stop(self.runtime.agree(self._judge(seen, stop)))
+        done = self._done_before + self.runtime.drive(*[work(p) for p in self.parties])[0]
+        row = self._row(seen, done, trace.RUNNING if stop is Stop.NOT_YET else stop.status)
+        self.record(row, [clock.seconds + self.stopwatch.seconds for clock in self.clocks])
+        return stop
+
+    def _row(self, seen: Evaluation, done: Work, status: str) -> trace.Row:
+        ledger = self.runtime.ledger
+        return trace.Row(
+            method=self.entrant.label,
+            seed=self.seed,
+            iteration=self.iteration,
+            rounds=ledger.rounds,
+            uplink=float(ledger.uplink.mean()),
+            uplink_max=int(ledger.uplink.max()),
+            downlink=float(ledger.downlink.mean()),
+            downlink_max=int(ledger.downlink.max()),
+            messages=ledger.messages_up + ledger.messages_down,
+            gradients=done.gradient_terms / self.terms,
+            hessians=done.hessian_terms / self.terms,
+            server_gradients=done.server_terms * self.runtime.n / self.terms,
+            compute_seconds=self.stopwatch.seconds,
+            flights=self.tally.flights,
+            peak=self.tally.peak,
+            f=seen.f,
+            gap=seen.gap,
+            grad_norm2=seen.grad_norm2,
+            distance2=seen.distance2,
+            lyapunov=seen.lyapunov,
+            bound=self._bound(self.entrant.guarantee),
+            status=status,
+        )
+
+    def _bound(self, guarantee: Guarantee | None) -> float:
+        if guarantee is None or guarantee.rate is None or guarantee.gap_factor is None or self._first is None:
+            return math.nan
+        return guarantee.gap_factor * (guarantee.rate**self.iteration * self._first.lyapunov + guarantee.plateau)
+
+    def result(self, stop: Stop) -> dict[str, Any]:
+        """What run.json says of a finished curve. `uplink_bytes` and `downlink_bytes` are means per worker."""
+        ledger, seen = self.runtime.ledger, self._last
+        assert seen is not None
+        x = np.ascontiguousarray(self.point().double().numpy())
+        return {
+            "method": self.entrant.label,
+            "seed": self.seed,
+            "status": stop.status,
+            "stopped_by": stop.name.lower(),
+            "reason": self.reason or None,
+            "iterations": self.iteration,
+            "rounds": ledger.rounds,
+            "uplink_bytes": float(ledger.uplink.mean()),
+            "uplink_bytes_total": int(ledger.uplink.sum()),
+            "downlink_bytes": float(ledger.downlink.mean()),
+            "downlink_bytes_total": int(ledger.downlink.sum()),
+            "messages": ledger.messages_up + ledger.messages_down,
+            "transport_bytes": {"payload": ledger.transport.payload, "framing": ledger.transport.framing},
+            "compute_seconds": self.stopwatch.seconds,
+            "seconds": {n.name: c.seconds + self.stopwatch.seconds for n, c in zip(self.networks, self.clocks, strict=True)},
+            "f": trace.finite(seen.f),
+            "gap": trace.finite(seen.gap),
+            "grad_norm2": trace.finite(seen.grad_norm2),
+            "x_sha256": hashlib.sha256(x.tobytes()).hexdigest(),
+        }
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state, gathered; every process takes part."""
+        tensors = self.runtime.drive(*[capture(party) for party in self.parties])[0]
+        done = self._done_before + self.runtime.drive(*[work(p) for p in self.parties])[0]
+        tensors |= {f"ledger/{name}": value for name, value in self.runtime.ledger.state().items()}
+        for place, clock in enumerate(self.clocks):
+            tensors |= {f"clock{place}/{name}": value for name, value in clock.state().items()}
+        facts = {
+            "method": self.entrant.label,
+            "seed": self.seed,
+            "iteration": self.iteration,
+            "work": vars(done),
+            "compute_seconds": self.stopwatch.seconds,
+            "flights": self.tally.flights,
+            "peak": self.tally.peak,
+            "recorded": self._recorded,
+            "first": _plain(self._first),
+            "last": _plain(self._last),
+        }
+        return Checkpoint(facts, tensors)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Initialises the method afresh, which makes a state of the right form, and puts the saved one in its place."""
+        facts, tensors = checkpoint.facts, checkpoint.tensors
+        mine = {k: v for k, v in tensors.items() if k.startswith(("method/", "compressor"))}
+        self._init()
+        while any(missing_addresses(party, mine) for party in self.parties):
+            if self.iteration >= THROWAWAY:
+                raise ValueError("the checkpoint does not fit: a compressor's state in it is never made by this method")
+            self._advance()
+        for party in self.parties:
+            put_back(party, mine)
+        ledger = self.runtime.ledger
+        ledger.load({k.removeprefix("ledger/"): v for k, v in tensors.items() if k.startswith("ledger/")})
+        for place, clock in enumerate(self.clocks):
+            prefix = f"clock{place}/"
+            clock.load({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.tally.flights, self.tally.peak = facts["flights"], facts["peak"]
+        ledger.listeners += [self.tally, *self.clocks]
+        self.stopwatch.seconds = facts["compute_seconds"]
+        self.iteration, self._recorded = facts["iteration"], facts["recorded"]
+        self._first, self._last = _evaluation(facts["first"]), _evaluation(facts["last"])
+        self._done_before = Work(**facts["work"])
+        self._reset_calls()
+
+
+class Pacer:
+    """Says when to save, every few seconds by the leader's clock, asking the others for agreement only now and then."""
+
+    LOOK = 0.25  # seconds between two agreements
+
+    def __init__(self, runtime: Runtime, seconds: float) -> None:
+        self._runtime, self._seconds = runtime, seconds
+        self._saved = self._looked = time.monotonic()
+        self._at, self._next = 0, 0
+
+    def due(self, iteration: int) -> bool:
+        """Whether to save after this iteration; the same on all processes."""
+        if iteration < self._next:
+            return False
+        now = time.monotonic()
+        pace = (now - self._looked) / max(1, iteration - self._at)
+        stride = self._runtime.agree(max(1, min(10_000, int(self.LOOK / max(pace, 1e-9)))))
+        self._looked, self._at, self._next = now, iteration, iteration + stride
+        due = bool(self._runtime.agree(int(now - self._saved >= self._seconds)))
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+
+def _plain(seen: Evaluation | None) -> dict[str, Any] | None:
+    return None if seen is None else {k: repr(v) if isinstance(v, float) else v for k, v in vars(seen).items()}
+
+
+def _evaluation(plain: dict[str, Any] | None) -> Evaluation | None:
+    if plain is None:
+        return None
+    return Evaluation(**{k: v if k == "culprit" else float(v) for k, v in plain.items()})

@@ -1,0 +1,107 @@
+"""What the trace knows of a point: looked at off the books, with the same bits on any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laconic.core import rows
+from laconic.core.link import Link
+from laconic.core.problem import Calls, Oracles, Solution
+from laconic.core.theory import Guarantee, Snapshot
+
+
+@dataclass
+class Party:
+    """One party of a run in this process: its end of the network, what its workers can compute, and its state."""
+
+    link: Link
+    oracles: Oracles
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A point as the trace sees it; NaN where something is not known. `culprit` names a worker whose value is not finite."""
+
+    f: float
+    gap: float
+    grad_norm2: float
+    distance2: float
+    lyapunov: float
+    culprit: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How often the oracles were asked, over all workers, in single terms; `server` is the server's own oracle."""
+
+    gradient_terms: int = 0
+    hessian_terms: int = 0
+    server_terms: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+async def evaluate(party: Party, point: Tensor, solution: Solution | None, guarantee: Guarantee | None) -> Evaluation:
+    """f, gap, ||grad f||^2, distance and Lyapunov value at the server's `point`, on every party.
+
+    The calls of the oracles that this takes are not counted.
+    """
+    oracles = party.oracles
+    before = dataclasses.replace(oracles.calls)
+    x = await party.link.show(point)
+    values = await party.link.look(oracles.values(x))
+    f = math.fsum(values.double().tolist()) / len(values) if torch.isfinite(values).all() else math.nan
+    gradients = await party.link.look(oracles.gradients(x))
+    gradient = rows.mean(gradients)
+    grad_norm2 = rows.square(gradient.double())
+    gap = distance2 = lyapunov = math.nan
+    if solution is not None:
+        gap = f - solution.value
+        distance2 = rows.square((x - solution.x).double())
+        if guarantee is not None and guarantee.lyapunov is not None and math.isfinite(gap):
+            lyapunov = await _lyapunov(party, guarantee, Snapshot(x, gap, gradient, party.state, oracles, solution))
+    oracles.calls = before
+    return Evaluation(f, gap, grad_norm2, distance2, lyapunov, _culprit(values, gradients))
+
+
+async def _lyapunov(party: Party, guarantee: Guarantee, snapshot: Snapshot) -> float:
+    assert guarantee.lyapunov is not None
+    terms = guarantee.lyapunov(snapshot)
+    shared = await party.link.show(torch.tensor(terms.shared, dtype=torch.float64))
+    if terms.workers is None:
+        return float(shared)
+    workers = await party.link.look(terms.workers.double())
+    return float(shared) + math.fsum(workers.tolist()) / len(workers)
+
+
+def _culprit(values: Tensor, gradients: Tensor) -> str:
+    for what, rows_ in (("value", values), ("gradient", gradients)):
+        bad = ~torch.isfinite(rows_.reshape(rows_.shape[0], -1)).all(dim=1)
+        if bad.any():
+            return f"worker {int(bad.nonzero()[0, 0])}'s {what} is not finite"
+    return ""
+
+
+async def survey(party: Party) -> tuple[int, int, int]:
+    """Terms per worker of the whole problem: the fewest, the most, and all together."""
+    terms = await party.link.look(torch.from_numpy(party.oracles.terms()).double())
+    return int(terms.min()), int(terms.max()), int(terms.sum())
+
+
+async def work(party: Party) -> Work:
+    """What the oracles of all parties were asked since their calls were last reset."""
+    calls: Calls = party.oracles.calls
+    counts = torch.zeros(party.link.block.size, 2, dtype=torch.float64)
+    if party.link.block.size:
+        counts[0] = torch.tensor([calls.gradient_terms, calls.hessian_terms], dtype=torch.float64)
+    everyone = (await party.link.look(counts)).sum(dim=0)
+    server = await party.link.show(torch.tensor(float(calls.server_terms), dtype=torch.float64))
+    return Work(int(everyone[0]), int(everyone[1]), int(server))

@@ -1,0 +1,176 @@
+"""What a figure shows, apart from how it is drawn: one median line with a band per method, on an axis with a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from laconic.lab.trace import DIVERGED, seconds_column
+from laconic.runtime.network import Network
+
+POINTS = 1500  # per line; more cannot be seen and make the page heavy
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_SPREAD = 15.0  # an axis on which methods end this many times apart is logarithmic
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis: `key` names files, `label` has the unit, `column` is in the trace, divided by `unit`."""
+
+    key: str
+    label: str
+    column: str
+    unit: float = 1.0
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method on one axis. `low` and `high` are the least and largest over seeds; `bound` is the theorem's, or None."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    bound: np.ndarray | None
+    seeds: int
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Every method on one axis. `floor` is the accuracy to which f* is known, below which a gap means nothing."""
+
+    axis: Axis
+    measure: str
+    lines: tuple[Line, ...]
+    floor: float
+    window: tuple[float, float]
+
+
+def measure_of(frame: pd.DataFrame) -> tuple[str, str]:
+    """Column and label of what converges: the gap, or the squared gradient norm where f* is not known."""
+    if frame["gap"].notna().any():
+        return "gap", "f(x) − f*"
+    return "grad_norm2", "‖∇f(x)‖²"
+
+
+def price(frame: pd.DataFrame, networks: Sequence[Network]) -> pd.DataFrame:
+    """The trace with a column of seconds for each network that it does not have yet."""
+    frame = frame.copy()
+    for network in networks:
+        column = seconds_column(network.name)
+        if column not in frame:
+            travel = network.price(frame["flights"].to_numpy(float), frame["peak"].to_numpy(float))
+            frame[column] = travel + frame["compute_seconds"]
+    return frame
+
+
+def axes(frame: pd.DataFrame, network: str | None) -> list[Axis]:
+    """Rounds, uplink bytes per worker, and seconds on a network where one is given."""
+    largest = float(frame["uplink"].max())
+    unit, name = next(((size, name) for size, name in _BYTES if largest >= size), (1.0, "B"))
+    found = [
+        Axis("rounds", "communication rounds", "rounds"),
+        Axis("uplink", f"uplink per worker [{name}]", "uplink", unit, _spread(frame, "uplink")),
+    ]
+    if network is not None:
+        column = seconds_column(network)
+        label = f"simulated time at {network.replace(',', ', ')} [s]"
+        found.append(Axis("seconds", label, column, 1.0, _spread(frame, column)))
+    return found
+
+
+def _spread(frame: pd.DataFrame, column: str) -> bool:
+    ends = frame.groupby(["method", "seed"], sort=False)[column].max()
+    ends = ends[ends > 0]
+    return bool(len(ends)) and float(ends.max()) > _SPREAD * float(ends.min())
+
+
+def figure(frame: pd.DataFrame, axis: Axis, floor: float) -> Figure:
+    """The figure of a trace on one axis."""
+    column, label = measure_of(frame)
+    lines = tuple(
+        _line(str(method), curves, axis, column) for method, curves in frame.groupby("method", sort=False)
+    )
+    return Figure(axis, label, lines, floor if column == "gap" else 0.0, _window(lines))
+
+
+def _line(label: str, curves: pd.DataFrame, axis: Axis, column: str) -> Line:
+    seeds = [seed.sort_values("iteration") for _, seed in curves.groupby("seed", sort=False)]
+    xs = [seed[axis.column].to_numpy(float) / axis.unit for seed in seeds]
+    grid = _grid(xs, axis.log)
+    values = _on_grid(grid, xs, [seed[column].to_numpy(float) for seed in seeds])
+    bounds = _on_grid(grid, xs, [seed["bound"].to_numpy(float) for seed in seeds])
+    enough = np.isfinite(values).sum(axis=0) * 2 > len(seeds) - 1
+    grid, values, bounds = grid[enough], values[:, enough], bounds[:, enough]
+    has_bound = bool(len(grid)) and bool(np.isfinite(bounds).any()) and column == "gap"
+    return Line(
+        label=label,
+        x=grid,
+        y=_over(np.nanmedian, values),
+        low=_over(np.nanmin, values),
+        high=_over(np.nanmax, values),
+        bound=_over(np.nanmedian, bounds) if has_bound else None,
+        seeds=len(seeds),
+        diverged=bool((curves["status"] == DIVERGED).any()),
+    )
+
+
+def _over(reduce, values: np.ndarray) -> np.ndarray:
+    """The reduction over seeds, NaN where no seed has a value."""
+    out = np.full(values.shape[1], np.nan)
+    some = np.isfinite(values).any(axis=0)
+    if some.any():
+        out[some] = reduce(values[:, some], axis=0)
+    return out
+
+
+def _grid(xs: Sequence[np.ndarray], log: bool) -> np.ndarray:
+    """The places at which all seeds are compared: theirs if few, evenly chosen among them if many."""
+    grid = np.unique(np.concatenate(xs))
+    grid = grid[np.isfinite(grid)]
+    if log:
+        grid = grid[grid > 0]
+    if len(grid) <= POINTS:
+        return grid
+    if log:
+        places = np.searchsorted(grid, np.geomspace(grid[0], grid[-1], POINTS))
+        return grid[np.unique(np.clip(places, 0, len(grid) - 1))]
+    return grid[np.unique(np.linspace(0, len(grid) - 1, POINTS).astype(int))]
+
+
+def _on_grid(grid: np.ndarray, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of every seed on the grid, (seeds, grid), log-linear between its rows and NaN beyond them or at y <= 0.
+
+    Rows with equal x (iterations without communication) count with their last value.
+    """
+    out = np.full((len(xs), len(grid)), np.nan)
+    for place, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        good = np.isfinite(y) & (y > 0) & np.isfinite(x)
+        x, y = x[good], y[good]
+        if not len(x):
+            continue
+        last = np.append(np.diff(x) > 0, True)
+        x, y = x[last], np.log10(y[last])
+        out[place] = 10.0 ** np.interp(grid, x, y, left=np.nan, right=np.nan)
+    return out
+
+
+def _window(lines: Sequence[Line]) -> tuple[float, float]:
+    """What to show of the vertical axis: a diverging method and bounds far above leave it at the top."""
+    firsts = [line.y[0] for line in lines if len(line.y) and np.isfinite(line.y[0])]
+    lows = [np.nanmin(line.low) for line in lines if np.isfinite(line.low).any()]
+    if not firsts or not lows:
+        return 1e-3, 1.0
+    top, bottom = 10.0 * max(firsts), min(lows)
+    return min(bottom / 2.0, top / 100.0), top
+
+
+def clean(figure_: Figure) -> tuple[Line, ...]:
+    """The lines that have anything to show."""
+    return tuple(line for line in figure_.lines if len(line.x) and np.isfinite(line.y).any())

@@ -1,0 +1,1 @@
+"""The catalogue's mechanisms: how n vectors become one estimate."""

@@ -1,0 +1,167 @@
+"""EF21 and its form with momentum: error feedback by compressed differences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from torch import Tensor
+
+from laconic.core.compressor import Compressor, as_contractive
+from laconic.core.entry import Interval, Source
+from laconic.core.estimator import Estimator, Probe
+from laconic.core.link import Link
+from laconic.core.mechanism import Mechanism, full_gradients_only
+from laconic.core.rows import norm2
+from laconic.core.state import Server, Worker
+from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
+
+
+@dataclass
+class Memory:
+    """What EF21 keeps."""
+
+    shift: Worker  # g_i, (local, *shape)
+    estimate: Server  # g = mean g_i, (*shape)
+
+
+def contraction(mechanism: Mechanism, compressor: Compressor, setting: Setting) -> tuple[float, float]:
+    """theta = 1 - sqrt(1 - alpha) and beta = (1 - alpha) / theta of a contractive compressor.
+
+    Raises NoTheorem where the compressor is not known to be contractive.
+    """
+    alpha = as_contractive(compressor.claim(setting.d, setting.n))
+    if alpha is None:
+        raise NoTheorem(
+            f"the theorem of {mechanism} needs a contractive compressor and {compressor} is not known to be one; "
+            "give an explicit step"
+        )
+    theta = 1.0 - math.sqrt(1.0 - alpha)
+    return theta, (1.0 - alpha) / theta
+
+
+def shift_error(snapshot: Snapshot) -> Tensor:
+    """||g_i - grad f_i(x)||^2 per local worker."""
+    return norm2(snapshot.state.memory.shift - snapshot.oracles.gradients(snapshot.x))
+
+
+@dataclass(frozen=True)
+class EF21(Mechanism):
+    """Worker i sends c_i = C(v_i - g_i) and adds it to its shift g_i; the estimate is g = mean g_i.
+
+    Start: g_i = C(v_i), a message of the same size as every other (the paper allows any start).
+
+    Guarantee with G = mean ||g_i - grad f_i(x)||^2, theta = 1 - sqrt(1 - alpha), beta = (1 - alpha) / theta:
+    smooth f: step <= 1 / (L + L~ sqrt(beta / theta)). Under PL: step <= min(1 / (L + L~ sqrt(2 beta / theta)),
+    theta / (2 mu)), and E[f - f* + (step / theta) G] contracts by 1 - step mu.
+
+    Parameters
+    ----------
+    compressor : contractive.
+
+    >>> from laconic.compressors.topk import TopK
+    >>> str(EF21(TopK(k=0.05)))
+    'ef21(topk(k=0.05))'
+    """
+
+    compressor: Compressor
+
+    name = "ef21"
+    example = "ef21(topk(k=0.05))"
+    source = Source("Richtarik, Sokolov, Fatkhullin", 2021,
+                    "EF21: a new, simpler, theoretically better, and practically faster error feedback", "2106.05203",
+                    "Theorems 1 and 2")  # fmt: skip
+
+    async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
+        sent = await link.uplink(self.compressor, v)
+        memory = Memory(shift=sent.own.dense(), estimate=sent.mean.dense())
+        return memory.estimate, memory
+
+    async def exchange(
+        self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
+    ) -> tuple[Tensor, Memory]:
+        sent = await link.uplink(self.compressor, v - memory.shift)
+        sent.own.add_to(memory.shift)
+        sent.mean.add_to(memory.estimate)
+        return memory.estimate, memory
+
+    def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
+        full_gradients_only(self, estimator)
+        theta, beta = contraction(self, self.compressor, setting)
+        c = setting.constants
+        smooth, mean_smooth = known(L=c.L, L_tilde=c.L_tilde)
+        leans = estimates(L=c.L, L_tilde=c.L_tilde, mu=c.mu)
+        if c.mu is None:
+            largest = 1.0 / (smooth + mean_smooth * math.sqrt(beta / theta))
+            return Guarantee(largest, self.source, assumes=("f and f_i smooth",), leans_on=leans)
+        mu = float(c.mu)
+        largest = min(1.0 / (smooth + mean_smooth * math.sqrt(2.0 * beta / theta)), theta / (2.0 * mu))
+        used = largest if step is None else step
+
+        def lyapunov(snapshot: Snapshot) -> Terms:
+            return Terms(snapshot.gap, shift_error(snapshot) * (used / theta))
+
+        return Guarantee(largest, self.source, 1.0 - used * mu, lyapunov, 0.0, 1.0,
+                         ("f and f_i smooth", "f strongly convex (or PL)"), leans_on=leans)  # fmt: skip
+
+
+@dataclass
+class MomentumMemory:
+    """What EF21-SGDM keeps."""
+
+    momentum: Worker  # v_i, (local, *shape)
+    shift: Worker  # g_i, (local, *shape)
+    estimate: Server  # g = mean g_i, (*shape)
+
+
+@dataclass(frozen=True)
+class EF21SGDM(Mechanism):
+    """EF21 on a running average of stochastic gradients: v_i <- (1 - eta) v_i + eta (new gradient), c_i = C(v_i - g_i).
+
+    Start: v_i = g_i = the first vectors, sent at full width. The momentum lets the variance average out over workers,
+    which plain EF21 with stochastic gradients does not.
+
+    Guarantee: step <= min(alpha / (20 L~), eta / (7 L)); the constants are recalled from the paper and were only
+    checked for convergence.
+
+    Parameters
+    ----------
+    compressor : contractive.
+    eta : weight of the new gradient; 1 is EF21 with stochastic gradients.
+
+    >>> from laconic.compressors.topk import TopK
+    >>> str(EF21SGDM(TopK(k=0.05), eta=0.1))
+    'ef21_sgdm(topk(k=0.05))'
+    """
+
+    compressor: Compressor
+    eta: Annotated[float, Interval(0.0, 1.0, open="low")] = 0.1
+
+    name = "ef21_sgdm"
+    example = "ef21_sgdm(topk(k=0.05), eta=0.1)"
+    source = Source("Fatkhullin, Tyurin, Richtarik", 2023, "Momentum provably improves error feedback!", "2305.15155", "Theorem 3")
+
+    async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, MomentumMemory]:
+        sent = await link.uplink(None, v)
+        memory = MomentumMemory(momentum=v.clone(), shift=sent.own.dense(), estimate=sent.mean.dense())
+        return memory.estimate, memory
+
+    async def exchange(
+        self, v: Tensor, memory: MomentumMemory, link: Link, probe: Probe | None = None
+    ) -> tuple[Tensor, MomentumMemory]:
+        momentum = (1.0 - self.eta) * memory.momentum + self.eta * v
+        sent = await link.uplink(self.compressor, momentum - memory.shift)
+        memory.momentum = momentum
+        sent.own.add_to(memory.shift)
+        sent.mean.add_to(memory.estimate)
+        return memory.estimate, memory
+
+    def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
+        contraction(self, self.compressor, setting)
+        alpha = as_contractive(self.compressor.claim(setting.d, setting.n)) or 0.0
+        c = setting.constants
+        smooth, mean_smooth = known(L=c.L, L_tilde=c.L_tilde)
+        largest = min(alpha / (20.0 * mean_smooth), self.eta / (7.0 * smooth))
+        return Guarantee(largest, self.source, assumes=("f and f_i smooth", "bounded variance"), sure=False,
+                         leans_on=estimates(L=c.L, L_tilde=c.L_tilde))  # fmt: skip

@@ -1,0 +1,257 @@
+"""Linear models on dealt sparse rows: the losses, the oracles of a block, and the problems that are made of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from laconic.core.problem import Batch, Block, Constants, Oracles, Problem, Solution
+from laconic.kernels import csr
+from laconic.kernels.threads import over_rows
+from laconic.problems import _cache
+from laconic.problems._data import Table
+from laconic.problems._split import Dealing, ends
+
+
+class Loss(ABC):
+    """A loss of s = <a, x> and a label, smooth with a bounded second derivative."""
+
+    code: int  # what the kernels call it
+    curvature: float  # the largest second derivative in s
+    bend: float  # the largest third derivative in s
+
+    @abstractmethod
+    def curvatures(self, s: np.ndarray) -> np.ndarray:
+        """The second derivatives at s (they do not depend on the label)."""
+
+
+class LogisticLoss(Loss):
+    """log(1 + exp(-label s)) with labels -1 and +1."""
+
+    code, curvature, bend = csr.LOGISTIC, 0.25, 1.0 / (6.0 * math.sqrt(3.0))
+
+    def curvatures(self, s: np.ndarray) -> np.ndarray:
+        e = np.exp(-np.abs(s))
+        return e / (1.0 + e) ** 2
+
+
+class SquaredLoss(Loss):
+    """(s - label)^2 / 2."""
+
+    code, curvature, bend = csr.SQUARES, 1.0, 0.0
+
+    def curvatures(self, s: np.ndarray) -> np.ndarray:
+        return np.ones_like(s)
+
+
+LOGISTIC, SQUARED = LogisticLoss(), SquaredLoss()
+# sup of |r'''| of r = x^2 / (1 + x^2): 24 x (1 - x^2) / (1 + x^2)^4 at x = tan(18 degrees)
+_T = math.tan(math.pi / 10)
+REGULARISER_BEND = 24.0 * _T * (1.0 - _T * _T) / (1.0 + _T * _T) ** 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """f_i(x) = mean of the loss over worker i's rows + l2 / 2 ||x||^2 + nonconvex sum_j x_j^2 / (1 + x_j^2)."""
+
+    loss: Loss
+    l2: float
+    nonconvex: float = 0.0
+
+    @property
+    def convex(self) -> bool:
+        return self.nonconvex == 0.0
+
+    @property
+    def regularity(self) -> float:
+        """What the regularisers add to every smoothness constant (attained at 0)."""
+        return self.l2 + 2.0 * self.nonconvex
+
+
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """Rows in the order of the workers: worker i holds rows starts[i] .. starts[i + 1]. Indices ascend within a row."""
+
+    starts: np.ndarray  # (n + 1,) int64
+    indptr: np.ndarray  # (rows + 1,) int64
+    indices: np.ndarray  # (entries,) int32
+    values: np.ndarray  # (entries,) float64
+    labels: np.ndarray  # (rows,) float64
+    d: int
+
+    @property
+    def n(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    @functools.cached_property
+    def matrix(self) -> sparse.csr_matrix:
+        """All rows as SciPy's matrix, sharing memory."""
+        return sparse.csr_matrix((self.values, self.indices, self.indptr), shape=(len(self.labels), self.d))
+
+    def part(self, worker: int) -> sparse.csr_matrix:
+        """The rows of one worker, sharing memory."""
+        first, last = self.starts[worker], self.starts[worker + 1]
+        low, high = self.indptr[first], self.indptr[last]
+        pieces = (self.values[low:high], self.indices[low:high], self.indptr[first : last + 1] - low)
+        return sparse.csr_matrix(pieces, shape=(last - first, self.d))
+
+    def digest(self) -> str:
+        """A hash of rows, labels and who holds them."""
+        digest = hashlib.sha256(str(self.d).encode())
+        for part in (self.starts, self.indptr, self.indices, self.values, self.labels):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
+
+def deal(table: Table, labels: np.ndarray, dealing: Dealing, workers: int, intercept: bool) -> Dealt:
+    """The rows of a table in the hands of `workers` workers; `intercept` appends a column of ones."""
+    starts = ends(len(labels), workers, dealing.drop_last)
+    order = dealing.split.order(labels, starts, dealing.seed)[: starts[-1]]
+    matrix = table.matrix
+    if intercept:
+        matrix = sparse.hstack([matrix, np.ones((matrix.shape[0], 1))], format="csr")
+    return dealt(matrix[order], labels[order], starts)
+
+
+def dealt(matrix: sparse.csr_matrix, labels: np.ndarray, starts: np.ndarray) -> Dealt:
+    """Rows that are already in the order of the workers."""
+    matrix.sort_indices()
+    indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+    return Dealt(starts.astype(np.int64), indptr, indices, matrix.data, np.ascontiguousarray(labels), matrix.shape[1])
+
+
+ALL_TERMS = np.zeros((0, 0), dtype=np.int64)
+
+
+class LinearOracles(Oracles):
+    """Oracles of a block of workers. They look at these workers' rows only; the others' may be NaN."""
+
+    def __init__(self, data: Dealt, model: Model, block: Block) -> None:
+        super().__init__()
+        self.block, self.shape, self.convex = block, (data.d,), model.convex
+        self.model = model
+        starts = data.starts[block.low : block.high + 1]
+        self._starts = starts
+        self._sizes = np.diff(starts)
+        self._data = (starts, data.indptr, data.indices, data.values, data.labels)
+        self._entries = int(data.indptr[starts[-1]] - data.indptr[starts[0]])
+        self._triangles: Tensor | None = None
+
+    def terms(self) -> np.ndarray:
+        return self._sizes
+
+    def _points(self, x: Tensor) -> np.ndarray:
+        return x.detach().to(torch.float64).reshape(-1, self.d).contiguous().numpy()
+
+    @property
+    def _model(self) -> tuple[float, float, int]:
+        return float(self.model.l2), float(self.model.nonconvex), self.model.loss.code
+
+    def _values(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        out = torch.empty(len(rows), dtype=torch.float64)
+        over_rows(csr.values, len(rows), self._entries, rows, *self._data, self._points(x), *self._model, out.numpy())
+        return out
+
+    def _gradients(self, x: Tensor, rows: np.ndarray, batch: Batch | None) -> Tensor:
+        out = torch.empty((len(rows), self.d), dtype=torch.float64)
+        terms = ALL_TERMS if batch is None else np.ascontiguousarray(batch.indices)
+        arguments = (rows, terms, *self._data, self._points(x), *self._model, out.numpy())
+        over_rows(csr.gradients, len(rows), self._entries, *arguments)
+        return out
+
+    def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        if self._triangles is None or len(self._triangles) < len(rows):
+            self._triangles = torch.empty((len(rows), self.d * (self.d + 1) // 2), dtype=torch.float64)
+        out = self._triangles[: len(rows)]
+        arguments = (rows, *self._data, self._points(x), *self._model, out.numpy())
+        over_rows(csr.hessians, len(rows), self._entries + out.numel(), *arguments)
+        return out
+
+    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
+        """hess f_i(x) v, shape (rows, d); `v` is one (d,) for all or one per row (rows, d). Counted like a gradient."""
+        rows = self._rows(rows)
+        self.calls.gradient_terms += int(self._sizes[rows].sum())
+        out = torch.empty((len(rows), self.d), dtype=torch.float64)
+        arguments = (rows, *self._data, self._points(x), self._points(v), *self._model, out.numpy())
+        over_rows(csr.products, len(rows), 2 * self._entries, *arguments)
+        return out
+
+    def excess(self, x: Tensor, solution: Solution, rows: np.ndarray | None = None) -> Tensor:
+        """f_i(x) - f_i(x*) - <grad f_i(x*), x - x*> >= 0, shape (rows,), accurate however near x is to x*.
+
+        Its mean over all workers is f(x) - f* to within the solution's certificate. Convex models only.
+        """
+        if not self.model.convex:
+            raise ValueError("excess is defined for convex problems; this one has nonconvex > 0 and no solution")
+        rows = self._rows(rows)
+        out = torch.empty(len(rows), dtype=torch.float64)
+        l2, _, loss = self._model
+        arguments = (rows, *self._data, self._points(x), self._points(solution.x), l2, loss, out.numpy())
+        over_rows(csr.excess, len(rows), self._entries, *arguments)
+        return out
+
+
+class LinearProblem(Problem):
+    """A problem whose f_i are linear models on dealt rows. Subclasses give the rows and the model."""
+
+    @abstractmethod
+    def model(self) -> Model:
+        """The loss and the regularisers."""
+
+    @abstractmethod
+    def dealt(self, data_dir: Path | None = None) -> Dealt:
+        """The rows in the order of the workers; the same object on every call."""
+
+    def oracles(self, block: Block, data_dir: Path | None = None) -> LinearOracles:
+        """The oracles of a block. Raises ValueError where data are absent, broken, or fewer than the workers."""
+        if block.n != self.n:
+            raise ValueError(f"{self} : the block is one of {block.n} workers and the problem has {self.n}")
+        return LinearOracles(self.dealt(data_dir), self.model(), block)
+
+    def constants(self, data_dir: Path | None = None) -> Constants:
+        """The constants, kept on disk (see LACONIC_CACHE) so that every process has the same bits."""
+        return _constants(self.dealt(data_dir), self.model(), self.fingerprint(data_dir))
+
+    def solution(self, data_dir: Path | None = None) -> Solution | None:
+        """The minimiser with its certificate ||grad f||^2 / (2 l2), kept on disk; None where f is not strongly convex."""
+        return _solution(self.dealt(data_dir), self.model(), self.fingerprint(data_dir))
+
+    def fingerprint(self, data_dir: Path | None = None) -> str:
+        """A hash of the rows, who holds them, the loss and the regularisers."""
+        model = self.model()
+        text = f"{_digest(self.dealt(data_dir))} {type(model.loss).__name__} {model.l2!r} {model.nonconvex!r}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(data: Dealt) -> str:
+    return data.digest()
+
+
+@functools.lru_cache(maxsize=16)
+def _solution(data: Dealt, model: Model, key: str) -> Solution | None:
+    from laconic.problems._solve import minimise
+
+    if not model.convex or model.l2 == 0.0:
+        return None
+    return _cache.solution(key, lambda: minimise(LinearOracles(data, model, Block.whole(data.n)), data))
+
+
+@functools.lru_cache(maxsize=16)
+def _constants(data: Dealt, model: Model, key: str) -> Constants:
+    from laconic.problems._spectra import linear_constants
+
+    return _cache.constants(key, lambda: linear_constants(data, model, _solution(data, model, key)))

@@ -1,0 +1,216 @@
+"""Constants of linear models: the largest eigenvalues of weighted Gram matrices, and how unlike the workers are.
+
+Numbers are rounded to 12 digits, so that the last bits of LAPACK, which depend on the machine, do not reach a stepsize.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from laconic.core.keys import Keys
+from laconic.core.problem import Block, Constant, Constants, Kind, Solution, single_threaded
+from laconic.problems._linear import REGULARISER_BEND, Dealt, LinearOracles, Loss, Model
+
+DENSE = 2048  # the largest side of a matrix whose eigenvalues are computed
+EXACT_WORK = 2e9  # n d^3 up to which every worker's matrix is decomposed
+POWER_STEPS = 40
+MARGIN = 1.05  # on power iterations, which come from below
+
+
+def rounded(value: float) -> float:
+    """To 12 significant digits."""
+    return float(f"{value:.11e}")
+
+
+def gram(matrix: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """A' diag(weights) A or, where that is smaller, the matrix with the same eigenvalues but zeros, for weights >= 0."""
+    scaled = sparse.diags(np.sqrt(weights)) @ matrix
+    side = scaled.T @ scaled if matrix.shape[1] <= matrix.shape[0] else scaled @ scaled.T
+    return side.toarray()
+
+
+def largest(matrix: sparse.csr_matrix, weights: np.ndarray) -> float:
+    """The largest eigenvalue of A' diag(weights) A, weights >= 0; an upper bound where both sides are above DENSE."""
+    if min(matrix.shape) <= DENSE:
+        return float(torch.linalg.eigvalsh(torch.from_numpy(gram(matrix, weights)))[-1])
+    return _collatz(sparse.diags(np.sqrt(weights)) @ matrix)
+
+
+def _collatz(matrix: sparse.csr_matrix, steps: int = 200) -> float:
+    """An upper bound of lambda_max(A'A): that of |A|'|A|, which for every v > 0 is at most max_j (|A|'|A| v)_j / v_j."""
+    size = abs(matrix).tocsr()
+    v, bound = np.ones(size.shape[1]), math.inf
+    for _ in range(steps):
+        image = size.T @ (size @ v)
+        bound = min(bound, float((image / v).max()))
+        v = np.maximum(image / image.max(), 1e-12) if image.max() > 0.0 else v
+    return bound
+
+
+def each_largest(data: Dealt, curvature: float) -> np.ndarray:
+    """lambda_max(A_i'A_i) * curvature / m_i of every worker, by the smaller Gram matrix, equal sizes together."""
+    tops, grams = np.zeros(data.n), defaultdict(list)
+    for worker in range(data.n):
+        part = data.part(worker)
+        weights = np.full(part.shape[0], curvature / part.shape[0])
+        if min(part.shape) > DENSE:
+            tops[worker] = largest(part, weights)
+        else:
+            grams[min(part.shape)].append((worker, gram(part, weights)))
+            if len(grams[min(part.shape)]) * min(part.shape) ** 2 > 1 << 22:
+                _settle(tops, grams.pop(min(part.shape)))
+    for group in grams.values():
+        _settle(tops, group)
+    return tops
+
+
+def _settle(tops: np.ndarray, group: list[tuple[int, np.ndarray]]) -> None:
+    stacked = torch.from_numpy(np.stack([matrix for _, matrix in group]))
+    tops[[worker for worker, _ in group]] = torch.linalg.eigvalsh(stacked)[:, -1].numpy()
+
+
+def mean_weights(data: Dealt) -> np.ndarray:
+    """1 / (n m_i) for every row: the weight of its loss in f."""
+    return np.repeat(1.0 / (data.n * data.sizes), data.sizes)
+
+
+def mean_hessian(data: Dealt, loss: Loss, x: np.ndarray) -> np.ndarray:
+    """hess f(x) without regularisers, (d, d)."""
+    weights = mean_weights(data) * loss.curvatures(data.matrix @ x)
+    return (data.matrix.T @ sparse.diags(weights) @ data.matrix).toarray()
+
+
+def differences(data: Dealt, loss: Loss, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """||hess f_i(x) - hess f(x)|| of every worker, and the root of ||(1/n) sum (hess f_i - hess f)^2||, from below.
+
+    By power iterations on Hessian-vector products. The norm of the image is used, not the Rayleigh quotient, which
+    reads 0 where eigenvalues of both signs tie.
+    """
+    oracles = LinearOracles(data, Model(loss, 0.0), Block.whole(data.n))
+    mean, point = torch.from_numpy(mean_hessian(data, loss, x)), torch.from_numpy(x)
+    start = Keys(0, 0, "problem/power", np.arange(data.n), data.n).normal(data.d)
+
+    def apart(v: torch.Tensor) -> torch.Tensor:
+        return oracles.products(point, v) - v @ mean
+
+    v, shared, norms, square = start, start[0], torch.zeros(data.n), 0.0
+    for _ in range(POWER_STEPS):
+        v = apart(v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(1e-300))
+        norms = torch.linalg.vector_norm(v, dim=1)
+        shared = apart(apart(shared / torch.linalg.vector_norm(shared).clamp_min(1e-300))).mean(dim=0)
+        square = float(torch.linalg.vector_norm(shared))
+    return norms.numpy(), math.sqrt(square)
+
+
+def _rows_squared(data: Dealt) -> np.ndarray:
+    return np.asarray(data.matrix.multiply(data.matrix).sum(axis=1)).reshape(-1)
+
+
+@single_threaded
+def linear_constants(data: Dealt, model: Model, solution: Solution | None) -> Constants:
+    """All constants of the mean of linear models. The smoothness of each part is attained at x = 0."""
+    n, extra, curvature = data.n, model.regularity, model.loss.curvature
+    weights, squared = mean_weights(data), _rows_squared(data)
+    tops = each_largest(data, curvature)
+    worker_of = np.repeat(np.arange(n), data.sizes)
+    smoothness = np.array([rounded(top + extra) for top in tops])
+    exact = Kind.EXACT if data.d <= DENSE else Kind.BOUND
+    how = "largest eigenvalue, attained at x = 0" if exact is Kind.EXACT else "largest eigenvalue of |A|'|A| from above"
+    found = {
+        "L": Constant(rounded(largest(data.matrix, curvature * weights) + extra), exact, how),
+        "L_max": Constant(float(smoothness.max()), exact, how),
+        "L_tilde": Constant(rounded(math.sqrt(math.fsum(smoothness**2) / n)), exact, how),
+        "L_sample": Constant(rounded(curvature * float(squared.max()) + extra), Kind.EXACT, "max ||a||^2"),
+        **_spreads(data, model, tops, weights * curvature, worker_of),
+        **_similarities(data, model, tops, solution),
+        **_curvatures(data, model, weights, squared),
+    }
+    if solution is not None:
+        gradients = LinearOracles(data, model, Block.whole(n)).gradients(solution.x).numpy()
+        found["sigma_star"] = Constant(rounded(math.sqrt(math.fsum((gradients**2).sum(axis=1)) / n)), Kind.EXACT, "at x*")
+    if model.loss.bend == 0.0 and model.convex and n * data.d**3 <= EXACT_WORK:
+        found |= _of_quadratics(data, model)
+    return Constants(L_workers=tuple(smoothness.tolist()), **found)
+
+
+def _spreads(
+    data: Dealt, model: Model, tops: np.ndarray, weights: np.ndarray, worker_of: np.ndarray
+) -> dict[str, Constant]:
+    """L_plus and L_pm. With 0 <= H_i <= Q_i, H_i^2 <= ||Q_i|| Q_i, so lambda_max of mean ||Q_i|| Q_i bounds mean H_i^2.
+
+    L_pm does not see what all f_i share, so the regularisers do not enter it.
+    """
+    spread = math.sqrt(largest(data.matrix, weights * tops[worker_of]))
+    root_mean_square = math.sqrt(math.fsum((tops + model.regularity) ** 2) / data.n)
+    plus = root_mean_square
+    if model.convex:
+        shifted = largest(data.matrix, weights * (tops + model.l2)[worker_of])
+        plus = min(plus, math.sqrt(shifted + model.l2 * math.fsum(tops + model.l2) / data.n))
+    return {
+        "L_plus": Constant(rounded(plus), Kind.BOUND, "from mean L_i hess f_i at x = 0"),
+        "L_pm": Constant(rounded(min(spread, plus)), Kind.BOUND, "from mean L_i hess f_i at x = 0, without regularisers"),
+    }
+
+
+def _similarities(data: Dealt, model: Model, tops: np.ndarray, solution: Solution | None) -> dict[str, Constant]:
+    """The delta family: power iterations at a few points, or bounds where d is too large for them."""
+    if data.d > DENSE:
+        top, how = max(tops.max(), largest(data.matrix, model.loss.curvature * mean_weights(data))), "max ||hess f_i||"
+        return {name: Constant(rounded(top), Kind.BOUND, how) for name in ("delta", "delta_server", "delta_mean")}
+    points, where = [np.zeros(data.d)], "x = 0"
+    if model.loss.bend > 0.0:  # otherwise the Hessians are constant
+        if solution is not None:
+            points, where = [*points, solution.x.numpy()], "x = 0 and x*"
+        else:
+            points.append(Keys(0, 0, "problem/points", np.arange(1), 1).normal(data.d).numpy()[0])
+            where = "x = 0 and a random point"
+    seen = [differences(data, model.loss, x) for x in points]
+    each = np.max([norms for norms, _ in seen], axis=0)
+    how = f"power iteration at {where}, times {MARGIN}"
+
+    def estimate(value: float) -> Constant:
+        return Constant(float(f"{MARGIN * value:.5e}"), Kind.ESTIMATE, how)
+
+    return {
+        "delta": estimate(float(each.max())), "delta_server": estimate(float(each[0])),
+        "delta_mean": estimate(max(mean for _, mean in seen)),
+    }
+
+
+def _curvatures(data: Dealt, model: Model, weights: np.ndarray, squared: np.ndarray) -> dict[str, Constant]:
+    """Strong convexity and the Lipschitz constant of the Hessian, from max_v (1/n) sum |a|(a'v)^2 phi'''."""
+    bend = model.loss.bend
+    third = bend * largest(data.matrix, weights * np.sqrt(squared)) if bend else 0.0
+    found = {"hessian_lipschitz": Constant(rounded(third + model.nonconvex * REGULARISER_BEND), Kind.BOUND, "sup |phi'''|")}
+    if model.convex and model.l2 > 0.0:
+        found["mu"] = found["mu_workers"] = Constant(model.l2, Kind.BOUND, "l2")
+    return found
+
+
+def _of_quadratics(data: Dealt, model: Model) -> dict[str, Constant]:
+    """Constants of constant Hessians, exact by eigenvalues."""
+    n, d, identity = data.n, data.d, torch.eye(data.d, dtype=torch.float64)
+    mean = torch.from_numpy(mean_hessian(data, model.loss, np.zeros(d))) + model.l2 * identity
+    least, squares, apart, away = math.inf, torch.zeros_like(mean), torch.zeros_like(mean), np.zeros(n)
+    for worker in range(n):
+        part = data.part(worker)
+        one = torch.from_numpy((part.T @ part).toarray() / part.shape[0]) + model.l2 * identity
+        least = min(least, float(torch.linalg.eigvalsh(one)[0]))
+        away[worker] = float(torch.linalg.eigvalsh(one - mean).abs().max())
+        squares += one @ one / n
+        apart += (one - mean) @ (one - mean) / n
+    spread = math.sqrt(max(float(torch.linalg.eigvalsh(apart)[-1]), 0.0))
+    values = {
+        "mu": max(float(torch.linalg.eigvalsh(mean)[0]), model.l2), "mu_workers": max(least, model.l2),
+        "L_plus": math.sqrt(float(torch.linalg.eigvalsh(squares)[-1])), "L_pm": spread, "delta_mean": spread,
+        "delta": float(away.max()), "delta_server": float(away[0]), "hessian_lipschitz": 0.0,
+    }
+    found = {name: Constant(rounded(value), Kind.EXACT, "eigenvalues") for name, value in values.items()}
+    if found["mu"].value == 0.0:
+        del found["mu"], found["mu_workers"]
+    return found

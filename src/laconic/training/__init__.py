@@ -1,0 +1,1 @@
+"""Real training: the mechanisms inside PyTorch's data parallelism."""

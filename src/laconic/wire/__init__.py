@@ -1,0 +1,1 @@
+"""Bits: how codes are written to and read from bytes."""

@@ -1,0 +1,84 @@
+"""Codings: how the codes of one field become bits, how many, and back, checked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from laconic.kernels.threads import over_rows
+from laconic.wire import bits, subsets
+
+
+class Malformed(ValueError):
+    """Bytes from another machine that cannot be what they should be."""
+
+
+class Coding(ABC):
+    """Codes of a ragged batch, flat with `offsets` (rows + 1,), to bits and back.
+
+    Each row has its own bit cursor into one buffer; writing and reading move it on.
+    """
+
+    @abstractmethod
+    def measure(self, codes: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
+        """Adds the exact number of bits of each row to out, int64 of shape (rows,)."""
+
+    @abstractmethod
+    def fixed(self, counts: np.ndarray) -> np.ndarray | None:
+        """The bits of each row where they follow from its number of codes, else None."""
+
+    @abstractmethod
+    def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The codes, uint64 or int64. Raises Malformed; never reads past `ends` (bits, per row)."""
+
+
+@dataclass(frozen=True)
+class Bits(Coding):
+    """Every code in the same number of bits, 1 to 64. Floats are their own bit patterns."""
+
+    width: int
+
+    def measure(self, codes: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
+        out += self.fixed(np.diff(offsets))
+
+    def fixed(self, counts: np.ndarray) -> np.ndarray:
+        return counts * self.width
+
+    def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
+        unsigned = codes.view(f"u{codes.dtype.itemsize}").astype(np.uint64, copy=False)
+        bits.put_fixed(unsigned, offsets, self.width, buffer, cursor)
+
+    def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        if np.any(cursor + self.fixed(np.diff(offsets)) > ends):
+            raise Malformed(f"a field of {self.width}-bit codes is cut short")
+        out = np.empty(int(offsets[-1]), dtype=np.uint64)
+        bits.get_fixed(offsets, self.width, buffer, cursor, out)
+        return out
+
+
+@dataclass(frozen=True)
+class Subset(Coding):
+    """Sorted distinct indices in 0..size-1, as Rice-coded gaps or a bitmap, whichever is shorter."""
+
+    size: int
+
+    def measure(self, codes: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
+        over_rows(subsets.measure, len(out), len(codes), codes, offsets, self.size, out)
+
+    def fixed(self, counts: np.ndarray) -> np.ndarray | None:
+        return np.zeros_like(counts) if np.all((counts == 0) | (counts == self.size)) else None
+
+    def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
+        subsets.write(codes, offsets, self.size, buffer, cursor)
+
+    def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        out = np.empty(int(offsets[-1]), dtype=np.int64)
+        row = subsets.read(offsets, self.size, buffer, cursor, ends, out)
+        if row != subsets.MALFORMED:
+            raise Malformed(f"row {row} holds no valid {offsets[row + 1] - offsets[row]}-subset of {self.size}")
+        return out

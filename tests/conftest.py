@@ -1,0 +1,65 @@
+"""What all tests share: deterministic hypothesis, a cache of their own, the data directory, and watched generators."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["MPLBACKEND"] = "Agg"  # before anything imports pyplot: no test opens a window
+
+# By default the same examples on every run, so that a failure in CI is a failure at the desk. `make check-full`
+# explores.
+settings.register_profile("default", derandomize=True, deadline=None, database=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Reference solutions and constants are computed by the code under test, never read from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACONIC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of LIBSVM files: LACONIC_DATA, else `shared/data/libsvm` beside the checkout; skips without one."""
+    given = os.environ.get("LACONIC_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data" / "libsvm"
+    if not folder.is_dir():
+        pytest.skip(f"no LIBSVM files: {folder} is no folder; set LACONIC_DATA to one that holds a9a, w8a, ...")
+    return folder
+
+
+@pytest.fixture
+def untouched_generators() -> Iterator[None]:
+    """Fails a test that moves a global random generator of Python, NumPy or torch."""
+    before = random.getstate(), _numpy_state(), torch.random.get_rng_state()
+    yield
+    assert random.getstate() == before[0], "Python's global generator was used"
+    assert _numpy_state() == before[1], "NumPy's global generator was used"
+    assert torch.equal(torch.random.get_rng_state(), before[2]), "torch's global generator was used"
+
+
+def _numpy_state() -> tuple:
+    name, words, *rest = np.random.get_state()
+    return (name, words.tobytes(), *rest)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Runs a test on two torch threads, whatever the machine has, and puts the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
