@@ -19,7 +19,7 @@ from laconic.lab.plan import read_file
 from laconic.lab.report import report as write_report
 from laconic.lab.run import Runs
 from laconic.lab.run import run as run_methods
-from laconic.lab.series import measure_of
+from laconic.lab.series import accuracy, measure_of
 from laconic.lab.store import RunDirectory
 from laconic.lab.tables import Steps, cells, headings, summarise
 
@@ -205,12 +205,13 @@ def _remembered(out: Path) -> dict[str, Any]:
 def _print_results(found: Runs) -> None:
     frame = found.trace
     measure, label = measure_of(frame)
+    floor = accuracy(found.document["problem"]["solution"])
     steps = {one["method"]: Steps(one["step"], one["step_kind"]) for one in found.document["methods"]}
     networks = [one["name"] for one in found.document["identity"]["networks"]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, title in enumerate(headings(label)):
         table.add_column(escape(title), justify="right" if 1 <= place <= 5 else "left", overflow="fold")
-    for row in summarise(frame, steps, networks[0] if networks else None, measure):
+    for row in summarise(frame, steps, networks[0] if networks else None, measure, floor):
         table.add_row(*(escape(cell) for cell in cells(row)))
     console = _console()
     console.print(table)

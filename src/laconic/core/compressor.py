@@ -191,6 +191,7 @@ class Exact(Compressor):
 class Packet:
     """A message on its way: which compressor made it of what, at which addresses, for which rows of its block.
 
+    `members` are the workers who speak at all, None for everyone; `private`: only they know it, at a flag each.
     `state` is the compressor's next state, kept by the link once the packet has arrived.
     """
 
@@ -200,10 +201,13 @@ class Packet:
     shape: tuple[int, ...]
     dtype: torch.dtype
     rows: np.ndarray
+    members: np.ndarray | None = None
+    private: bool = False
     state: Any = None
 
     @functools.cached_property
     def decoded(self) -> Decoded:
+        """What its messages mean."""
         return self.compressor.decode(self.message, self.shape, self.dtype, self.keys)
 
     def parts(self) -> Iterator[Decoded]:

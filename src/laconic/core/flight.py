@@ -27,10 +27,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Uplink(Ask):
-    """Messages from workers to the server. `private`: who speaks is not known beforehand and costs a flag each."""
+    """Messages of the local workers to the server."""
 
     packet: Packet
-    private: bool
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -143,8 +144,8 @@ class Link:
         rows = np.arange(self.block.size) if who is None else who.rows
         if v.shape[0] != len(rows):
             raise ValueError(f"uplink of {v.shape[0]} rows for {len(rows)} speaking workers")
-        keys = self.keys("up")
-        return self._pack(compressor or _EXACT, v, keys.at(rows), rows)
+        packet = self._pack(compressor or _EXACT, v, self.keys("up").at(rows), rows)
+        return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
 
     def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray) -> Packet:
         shape = tuple(v.shape[1:])
@@ -166,7 +167,7 @@ class Link:
             if v is None:
                 raise ValueError("uplink needs a packet, or a compressor and values")
             what = self.compress(what, v, who)
-        sent = await Uplink(what, who is not None and who.private)
+        sent = await Uplink(what)
         if what.state is not None:
             self.compressor_states[what.keys.stream] = what.state
         return sent

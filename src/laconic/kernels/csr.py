@@ -70,7 +70,7 @@ def values(low, high, rows, starts, indptr, indices, data, labels, x, l2, noncon
 
 @numba.njit(cache=True, nogil=True)
 def gradients(low, high, rows, batch, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
-    """out[r] = grad f_i(x) of worker rows[r] over its terms batch[r], or over all of them where batch has no columns."""
+    """out[r] = grad f_i(x) of worker rows[r] over its terms batch[r], or over all where batch has no columns."""
     d, size = x.shape[1], batch.shape[1]
     for r in range(low, high):
         worker, point = rows[r], r if x.shape[0] > 1 else 0
@@ -155,7 +155,7 @@ def products(low, high, rows, starts, indptr, indices, data, labels, x, v, l2, n
 
 @numba.njit(cache=True, nogil=True)
 def excess(low, high, rows, starts, indptr, indices, data, labels, x, solution, l2, loss, out):
-    """out[r] = f_i(x) - f_i(x*) - <grad f_i(x*), x - x*>, a sum of terms >= 0, with `solution` (1, d) and no nonconvex part."""
+    """out[r] = f_i(x) - f_i(x*) - <grad f_i(x*), x - x*>, a sum of terms >= 0; x* is `solution` (1, d)."""
     d = x.shape[1]
     for r in range(low, high):
         worker, point = rows[r], r if x.shape[0] > 1 else 0

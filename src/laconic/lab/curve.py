@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class Stop(enum.IntEnum):
     @property
     def status(self) -> str:
         return {Stop.UNTIL: trace.REACHED, Stop.DIVERGED: trace.DIVERGED}.get(self, trace.DONE)
+
+
+class Recorded(NamedTuple):
+    """When the trace was last written to."""
+
+    iteration: int
+    rounds: int
 
 
 class Tally:
@@ -83,7 +90,7 @@ class Curve:
     reason: str = ""
     _first: Evaluation | None = None
     _last: Evaluation | None = None
-    _recorded: int = -1
+    _recorded: Recorded = Recorded(-1, -1)
     _done_before: Work = field(default_factory=Work)
 
     def __post_init__(self) -> None:
@@ -101,9 +108,8 @@ class Curve:
             self._resume(checkpoint)
         previous = self.point()
         while True:
-            stop = self._limit(previous)
-            recorded = self._recorded == self.iteration
-            if not recorded and (stop is not Stop.NOT_YET or self.iteration % self.every == 0):
+            stop, due = self._decide(previous)
+            if due or (stop is not Stop.NOT_YET and self._recorded.iteration < self.iteration):
                 stop = self._evaluate(stop)
             if stop is not Stop.NOT_YET:
                 return stop
@@ -148,15 +154,21 @@ class Curve:
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 
-    def _limit(self, previous: Tensor) -> Stop:
-        """Whether a limit is reached; decided by the leader where others cannot see the ledger and x."""
-        stop = self._limit_here()
+    def _decide(self, previous: Tensor) -> tuple[Stop, bool]:
+        """Whether a limit is reached, and whether to evaluate; the leader decides where others cannot see ledger and x."""
+        stop, due = self._limit_here(), self._due()
         if self.shares_decisions:
-            stop = Stop(self.runtime.agree(stop))
+            code = self.runtime.agree(2 * stop + due)
+            stop, due = Stop(code // 2), bool(code % 2)
         if stop is Stop.DIVERGED:
             seen = self._look(previous)
             self.reason = f"{seen.culprit or 'x is not finite'} at round {self.runtime.ledger.rounds}"
-        return stop
+        return stop, due
+
+    def _due(self) -> bool:
+        if self._recorded.iteration < 0:
+            return True
+        return self.iteration - self._recorded.iteration >= self.every and self.runtime.ledger.rounds > self._recorded.rounds
 
     def _limit_here(self) -> Stop:
         ledger, limits = self.runtime.ledger, self.limits
@@ -192,7 +204,7 @@ class Curve:
     def _evaluate(self, stop: Stop) -> Stop:
         seen = self._look(self.point())
         self._first = self._first or seen
-        self._last, self._recorded = seen, self.iteration
+        self._last, self._recorded = seen, Recorded(self.iteration, self.runtime.ledger.rounds)
         stop = Stop(self.runtime.agree(self._judge(seen, stop)))
         done = self._done_before + self.runtime.drive(*[work(p) for p in self.parties])[0]
         row = self._row(seen, done, trace.RUNNING if stop is Stop.NOT_YET else stop.status)
@@ -275,7 +287,7 @@ class Curve:
             "compute_seconds": self.stopwatch.seconds,
             "flights": self.tally.flights,
             "peak": self.tally.peak,
-            "recorded": self._recorded,
+            "recorded": list(self._recorded),
             "first": _plain(self._first),
             "last": _plain(self._last),
         }
@@ -300,7 +312,7 @@ class Curve:
         self.tally.flights, self.tally.peak = facts["flights"], facts["peak"]
         ledger.listeners += [self.tally, *self.clocks]
         self.stopwatch.seconds = facts["compute_seconds"]
-        self.iteration, self._recorded = facts["iteration"], facts["recorded"]
+        self.iteration, self._recorded = facts["iteration"], Recorded(*facts["recorded"])
         self._first, self._last = _evaluation(facts["first"]), _evaluation(facts["last"])
         self._done_before = Work(**facts["work"])
         self._reset_calls()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,9 +73,10 @@ def _head(section: Section) -> str:
         if solution is None
         else f"f* = {solution['value']:.10g}, certified to {solution['gap']:.1e} (grey zone: gaps below that accuracy)"
     )
+    chosen = ", ".join(f"{name} = {value}" for name, value in problem["parameters"].items())
     sizes = f"{problem['workers']} workers, {problem['terms']} terms, x of shape {tuple(problem['shape'])}"
     dashed = "Dashed: the theorem's bound. Bands: least to greatest over seeds. Click a legend entry to hide it."
-    return f"<h2><code>{_e(section.title)}</code></h2><p>{_e(sizes)}; {_e(known)}.</p><p class='note'>{dashed}</p>"
+    return f"<h2><code>{_e(section.title)}</code></h2><p><code>{_e(chosen)}</code></p><p>{_e(sizes)}; {_e(known)}.</p><p class='note'>{dashed}</p>"
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------
@@ -176,9 +178,14 @@ def _methods(section: Section) -> str:
             notes += [] if promise["sure"] else ["constant recalled, not re-derived"]
             says = [_e(promise["source"]), rate, _e("; ".join(notes))]
         step = "" if method["step"] is None else f"{method['step']:.6g}"
-        rows.append([f"<code>{_e(method['settled'])}</code>", step, _e(method["step_kind"]), *says])
+        rows.append([f"<code>{_e(_rounded(method['settled']))}</code>", step, _e(method["step_kind"]), *says])
     titles = ["method as run", "step", "chosen by", "theorem", "rate per iteration", "assumes"]
     return "<h3>Methods and theorems</h3>" + _table(titles, rows, (1, 4))
+
+
+def _rounded(spec: str) -> str:
+    """A spec with its numbers to six digits; run.json has them in full."""
+    return re.sub(r"\d+\.\d{6,}(e[+-]?\d+)?", lambda found: f"{float(found[0]):.6g}", spec)
 
 
 def _constants(section: Section) -> str:

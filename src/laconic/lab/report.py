@@ -12,7 +12,7 @@ import pandas as pd
 from laconic.lab.page import Section, page
 from laconic.lab.plots import draw
 from laconic.lab.run import Runs
-from laconic.lab.series import axes, figure, measure_of, price
+from laconic.lab.series import accuracy, axes, figure, measure_of, price
 from laconic.lab.store import write_atomically
 from laconic.lab.tables import Steps, Summary, summarise, to_csv, to_latex
 from laconic.lab.trace import seconds_column
@@ -113,12 +113,11 @@ def _section(group: Sequence[Runs], chosen: Network | None) -> tuple[Section, st
     network = _network(group, chosen)
     if chosen is not None:
         frame = price(frame, [chosen])
-    solution = document["problem"]["solution"]
-    floor = 0.0 if solution is None else float(solution["gap"])
+    floor = accuracy(document["problem"]["solution"])
     figures = [figure(frame, axis, floor) for axis in axes(frame, network)]
     measure, _ = measure_of(frame)
     steps = {one["method"]: Steps(one["step"], one["step_kind"]) for one in merged.methods}
-    rows = summarise(frame, steps, network, measure)
+    rows = summarise(frame, steps, network, measure, floor)
     sources = [str(one.path.name) for one in group if one.path is not None]
     return Section(document["problem"]["spec"], document, figures, rows, sources), measure
 

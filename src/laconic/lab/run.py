@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from laconic.core.entry import parameters
 from laconic.core.problem import Constants, Oracles, Problem, Solution
 from laconic.core.theory import Setting
 from laconic.lab.curve import Curve, Pacer, Stop
@@ -115,7 +116,8 @@ def run(
     rounds, iterations, until, budget : when a curve ends: rounds of communication, iterations of the method, the gap
         f(x) - f* to reach, mean uplink bytes per worker. The first that is met ends it; without a bound on rounds,
         iterations or bytes it is 1000 rounds.
-    every : the trace evaluates f and its gradient each `every` iterations, and at the end.
+    every : the trace evaluates f and its gradient at x^0, then at the first round that is at least `every` iterations
+        after the last evaluation (iterations without communication leave the server's x as it was), and at the end.
     seeds : the seeds, or how many of them.
     network : one or several networks for simulated seconds, such as "10mbit,20ms" (see `Network.parse`).
     topology : "replicated" (every process does the server's part) or "star" (one does; in a single process this is
@@ -181,7 +183,7 @@ class _Session:
         for link in runtime.links:
             key = (link.block.low, link.block.high)
             if key not in self._oracles:
-                self._oracles[key] = self.plan.problem.oracles(link.block, self.plan.data_dir)
+                self._oracles[key] = self.plan.problem.host(link.block, self.plan.data_dir)
             parties.append(Party(link, self._oracles[key]))
         return parties
 
@@ -263,6 +265,7 @@ class _Session:
             "identity": {**self.plan.identity(), "data": fingerprint},
             "problem": {
                 "spec": str(problem),
+                "parameters": {one.name: str(getattr(problem, one.name)) for one in parameters(type(problem))},
                 "workers": problem.n,
                 "shape": list(self.shape),
                 "terms": self.terms,

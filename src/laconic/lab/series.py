@@ -13,7 +13,8 @@ from laconic.runtime.network import Network
 
 POINTS = 1500  # per line; more cannot be seen and make the page heavy
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-_SPREAD = 15.0  # an axis on which methods end this many times apart is logarithmic
+TAIL = 1e-4  # how far below the second best the best one is followed
+_SPREAD = 8.0  # an axis on which methods end this many times apart is logarithmic
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,18 @@ def _spread(frame: pd.DataFrame, column: str) -> bool:
 def figure(frame: pd.DataFrame, axis: Axis, floor: float) -> Figure:
     """The figure of a trace on one axis."""
     column, label = measure_of(frame)
+    floor = floor if column == "gap" else 0.0
     lines = tuple(
-        _line(str(method), curves, axis, column) for method, curves in frame.groupby("method", sort=False)
+        _line(str(method), curves, axis, column, floor) for method, curves in frame.groupby("method", sort=False)
     )
-    return Figure(axis, label, lines, floor if column == "gap" else 0.0, _window(lines))
+    return Figure(axis, label, lines, floor, _window(lines))
 
 
-def _line(label: str, curves: pd.DataFrame, axis: Axis, column: str) -> Line:
+def _line(label: str, curves: pd.DataFrame, axis: Axis, column: str, floor: float) -> Line:
     seeds = [seed.sort_values("iteration") for _, seed in curves.groupby("seed", sort=False)]
     xs = [seed[axis.column].to_numpy(float) / axis.unit for seed in seeds]
     grid = _grid(xs, axis.log)
-    values = _on_grid(grid, xs, [seed[column].to_numpy(float) for seed in seeds])
+    values = _on_grid(grid, xs, [np.maximum(seed[column].to_numpy(float), floor) for seed in seeds])
     bounds = _on_grid(grid, xs, [seed["bound"].to_numpy(float) for seed in seeds])
     enough = np.isfinite(values).sum(axis=0) * 2 > len(seeds) - 1
     grid, values, bounds = grid[enough], values[:, enough], bounds[:, enough]
@@ -163,12 +165,19 @@ def _on_grid(grid: np.ndarray, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray
 
 def _window(lines: Sequence[Line]) -> tuple[float, float]:
     """What to show of the vertical axis: a diverging method and bounds far above leave it at the top."""
+    # one method that falls far below all others would press those together, so its tail leaves the figure
     firsts = [line.y[0] for line in lines if len(line.y) and np.isfinite(line.y[0])]
-    lows = [np.nanmin(line.low) for line in lines if np.isfinite(line.low).any()]
+    lows = sorted(float(np.nanmin(line.low)) for line in lines if np.isfinite(line.low).any())
     if not firsts or not lows:
         return 1e-3, 1.0
-    top, bottom = 10.0 * max(firsts), min(lows)
+    top = 3.0 * max(firsts)
+    bottom = max(lows[0], lows[min(1, len(lows) - 1)] * TAIL)
     return min(bottom / 2.0, top / 100.0), top
+
+
+def accuracy(solution: dict[str, float] | None) -> float:
+    """Below this a gap says nothing: f* is certified to it, and f is rounded to float64."""
+    return 0.0 if solution is None else float(solution["gap"]) + 4.0 * np.finfo(float).eps * abs(float(solution["value"]))
 
 
 def clean(figure_: Figure) -> tuple[Line, ...]:

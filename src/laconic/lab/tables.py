@@ -22,7 +22,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Summary:
-    """Where one method ended: medians over seeds. Bytes are kB per worker (1 kB = 1000 bytes), time is seconds."""
+    """Where one method ended: medians over seeds. Bytes are kB per worker (1 kB = 1000 bytes), time is seconds.
+
+    A `final` gap below `accuracy` says nothing more.
+    """
 
     method: str
     rounds: float
@@ -30,6 +33,7 @@ class Summary:
     downlink_kb: float
     seconds: float
     final: float
+    accuracy: float
     step: str
     status: str
 
@@ -47,7 +51,7 @@ def headings(measure: str) -> tuple[str, ...]:
     return ("method", "rounds", "uplink [kB/worker]", "downlink [kB/worker]", "time [s]", f"final {measure}", "step", "status")
 
 
-def summarise(frame: pd.DataFrame, steps: dict[str, Steps], network: str | None, measure: str) -> list[Summary]:
+def summarise(frame: pd.DataFrame, steps: dict[str, Steps], network: str | None, measure: str, accuracy: float) -> list[Summary]:
     """One row per method, in the order in which they were given."""
     rows = []
     for method, ends in last_rows(frame).groupby("method", sort=False):
@@ -63,6 +67,7 @@ def summarise(frame: pd.DataFrame, steps: dict[str, Steps], network: str | None,
                 downlink_kb=float(ends["downlink"].median()) / 1e3,
                 seconds=math.nan if network is None else float(ends[seconds_column(network)].median()),
                 final=_median(ends[measure].to_numpy(float)),
+                accuracy=accuracy if measure == "gap" else 0.0,
                 step=f"{number}({chosen.kind})",
                 status=", ".join(str(one) for one in shown),
             )
@@ -77,7 +82,7 @@ def _median(values: np.ndarray) -> float:
 
 def cells(row: Summary) -> tuple[str, ...]:
     """A row as people read it."""
-    final = "–" if not math.isfinite(row.final) else f"{row.final:.2e}"
+    final = "–" if not math.isfinite(row.final) else f"< {row.accuracy:.0e}" if row.final < row.accuracy else f"{row.final:.2e}"
     time = "–" if math.isnan(row.seconds) else _short(row.seconds)
     return (row.method, f"{row.rounds:g}", _short(row.uplink_kb), _short(row.downlink_kb), time, final, row.step, row.status)
 
@@ -113,7 +118,8 @@ def to_latex(rows: Sequence[Summary], measure: str) -> str:
 
 def _number(cell: str) -> str:
     """1.50e-08 as a power of ten; a dash as LaTeX's."""
-    mantissa, e, exponent = cell.partition("e")
+    below = "< " if cell.startswith("< ") else ""
+    mantissa, e, exponent = cell.removeprefix(below).partition("e")
     if e and exponent.lstrip("+-").isdigit() and mantissa.replace(".", "").lstrip("-").isdigit():
-        return rf"${mantissa} \cdot 10^{{{int(exponent)}}}$"
+        return rf"${below}{mantissa} \cdot 10^{{{int(exponent)}}}$"
     return "--" if cell == "–" else escape(cell).replace(",", "{,}") if cell.replace(",", "").isdigit() else escape(cell)

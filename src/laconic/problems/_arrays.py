@@ -13,7 +13,8 @@ from torch import Tensor
 
 from laconic.core.problem import Constants, Solution
 from laconic.problems import _data
-from laconic.problems._linear import LOGISTIC, SQUARED, Dealt, LinearProblem, Model, dealt
+from laconic.problems._base import LinearProblem
+from laconic.problems._linear import LOGISTIC, SQUARED, Dealt, Model, dealt
 from laconic.problems._split import ends
 
 LOSSES = {"logistic": LOGISTIC, "ridge": SQUARED}
@@ -76,10 +77,11 @@ def build(
         if not (np.isfinite(weight) and weight >= 0.0):
             raise ValueError(f"from_arrays({name}={weight!r}) : {name} must be a number >= 0")
     matrices, vectors, starts = _parts(rows, labels, workers)
-    tables = [_data.table(matrix, vector, f"worker {i}") for i, (matrix, vector) in enumerate(zip(matrices, vectors, strict=True))]
+    pairs = zip(matrices, vectors, strict=True)
+    tables = [_data.table(matrix, vector, f"worker {i}") for i, (matrix, vector) in enumerate(pairs)]
     widths = {table.matrix.shape[1] for table in tables}
     if len(widths) > 1:
-        raise ValueError(f"from_arrays(rows=...) : all matrices must have the same number of columns and have {sorted(widths)}")
+        raise ValueError(f"from_arrays(rows=...) : all matrices must be equally wide and have {sorted(widths)} columns")
     targets = np.concatenate([table.targets for table in tables])
     if LOSSES[loss] is LOGISTIC:
         targets = _data.signs(targets, "from_arrays(labels=...)")
@@ -98,7 +100,7 @@ def _parts(rows: Any, labels: Any, workers: int | None) -> tuple[list[Any], list
     if isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) and np.ndim(_plain(rows[0])) != 1:
         if workers not in (None, len(rows)) or len(labels) != len(rows):
             raise ValueError(
-                f"from_arrays(workers={workers}) : {len(rows)} matrices and {len(labels)} vectors of labels were given; "
+                f"from_arrays(workers={workers}) : {len(rows)} matrices and {len(labels)} vectors were given; "
                 "there must be one of each per worker"
             )
         return [_plain(matrix) for matrix in rows], [_plain(vector) for vector in labels], None

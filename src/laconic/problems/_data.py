@@ -12,9 +12,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
+
+Matrix = Any  # SciPy's csr_matrix, whose package declares no types
 
 VARIABLE = "LACONIC_DATA"
 OPENERS: dict[str, Callable] = {"": open, ".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
@@ -24,14 +27,14 @@ OPENERS: dict[str, Callable] = {"": open, ".xz": lzma.open, ".bz2": bz2.open, ".
 class Table:
     """Rows and what is to be predicted: CSR float64 with ascending int32 indices, and targets (rows,)."""
 
-    matrix: sparse.csr_matrix
+    matrix: Matrix
     targets: np.ndarray
     name: str
 
 
-def table(matrix: object, targets: object, name: str) -> Table:
+def table(matrix: Matrix, targets: object, name: str) -> Table:
     """A :class:`Table` of anything that SciPy or NumPy reads as a matrix and a vector."""
-    csr = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
+    csr: Matrix = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
     csr.sum_duplicates()
     vector = np.array(targets, dtype=np.float64).reshape(-1)
     if len(vector) != csr.shape[0]:
@@ -59,27 +62,29 @@ def signs(targets: np.ndarray, name: str) -> np.ndarray:
     return np.where(np.isnan(targets), np.nan, np.where(targets == upper, 1.0, -1.0))
 
 
+def _standardised(array: np.ndarray) -> np.ndarray:
+    return (array - array.mean(axis=0)) / array.std(axis=0)
+
+
 def _breast_cancer() -> Table:
     from sklearn.datasets import load_breast_cancer
 
-    raw = load_breast_cancer()
-    scaled = (raw.data - raw.data.mean(axis=0)) / raw.data.std(axis=0)
-    return table(scaled, raw.target, "breast_cancer")
+    rows, targets = load_breast_cancer(return_X_y=True)
+    return table(_standardised(np.asarray(rows)), targets, "breast_cancer")
 
 
 def _digits() -> Table:
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    return table(raw.data / 16.0, np.where(raw.target < 5, 0, 1), "digits")
+    rows, targets = load_digits(return_X_y=True)
+    return table(np.asarray(rows) / 16.0, np.where(np.asarray(targets) < 5, 0, 1), "digits")
 
 
 def _diabetes() -> Table:
     from sklearn.datasets import load_diabetes
 
-    raw = load_diabetes()
-    scaled = (raw.data - raw.data.mean(axis=0)) / raw.data.std(axis=0)
-    return table(scaled, (raw.target - raw.target.mean()) / raw.target.std(), "diabetes")
+    rows, targets = load_diabetes(return_X_y=True)
+    return table(_standardised(np.asarray(rows)), _standardised(np.asarray(targets)), "diabetes")
 
 
 EMBEDDED: dict[str, Callable[[], Table]] = {
@@ -115,8 +120,8 @@ def find(name: str, data_dir: Path | None) -> Path:
                 return path.resolve()
     looked = f"not in {folder}" if folder is not None else "no data directory is given"
     raise ValueError(
-        f"data={name!r} : there is no such file ({looked}); name a folder of LIBSVM files with --data-dir or {VARIABLE}, "
-        f"give a path, or use an embedded set: {', '.join(EMBEDDED)}"
+        f"data={name!r} : there is no such file ({looked}); name a folder of LIBSVM files with --data-dir or "
+        f"{VARIABLE}, give a path, or use an embedded set: {', '.join(EMBEDDED)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Linear models on dealt sparse rows: the losses, the oracles of a block, and the problems that are made of them."""
+"""Linear models on dealt sparse rows: the losses, who holds which rows, and the oracles of a block."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from laconic.core.problem import Batch, Block, Constants, Oracles, Problem, Solution
+from laconic.core.problem import Batch, Block, Oracles, Solution
 from laconic.kernels import csr
 from laconic.kernels.threads import over_rows
-from laconic.problems import _cache
-from laconic.problems._data import Table
+from laconic.problems._data import Matrix, Table
 from laconic.problems._split import Dealing, ends
 
 
@@ -97,11 +95,11 @@ class Dealt:
         return np.diff(self.starts)
 
     @functools.cached_property
-    def matrix(self) -> sparse.csr_matrix:
+    def matrix(self) -> Matrix:
         """All rows as SciPy's matrix, sharing memory."""
         return sparse.csr_matrix((self.values, self.indices, self.indptr), shape=(len(self.labels), self.d))
 
-    def part(self, worker: int) -> sparse.csr_matrix:
+    def part(self, worker: int) -> Matrix:
         """The rows of one worker, sharing memory."""
         first, last = self.starts[worker], self.starts[worker + 1]
         low, high = self.indptr[first], self.indptr[last]
@@ -120,13 +118,13 @@ def deal(table: Table, labels: np.ndarray, dealing: Dealing, workers: int, inter
     """The rows of a table in the hands of `workers` workers; `intercept` appends a column of ones."""
     starts = ends(len(labels), workers, dealing.drop_last)
     order = dealing.split.order(labels, starts, dealing.seed)[: starts[-1]]
-    matrix = table.matrix
+    matrix: Matrix = table.matrix
     if intercept:
         matrix = sparse.hstack([matrix, np.ones((matrix.shape[0], 1))], format="csr")
     return dealt(matrix[order], labels[order], starts)
 
 
-def dealt(matrix: sparse.csr_matrix, labels: np.ndarray, starts: np.ndarray) -> Dealt:
+def dealt(matrix: Matrix, labels: np.ndarray, starts: np.ndarray) -> Dealt:
     """Rows that are already in the order of the workers."""
     matrix.sort_indices()
     indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
@@ -202,56 +200,3 @@ class LinearOracles(Oracles):
         arguments = (rows, *self._data, self._points(x), self._points(solution.x), l2, loss, out.numpy())
         over_rows(csr.excess, len(rows), self._entries, *arguments)
         return out
-
-
-class LinearProblem(Problem):
-    """A problem whose f_i are linear models on dealt rows. Subclasses give the rows and the model."""
-
-    @abstractmethod
-    def model(self) -> Model:
-        """The loss and the regularisers."""
-
-    @abstractmethod
-    def dealt(self, data_dir: Path | None = None) -> Dealt:
-        """The rows in the order of the workers; the same object on every call."""
-
-    def oracles(self, block: Block, data_dir: Path | None = None) -> LinearOracles:
-        """The oracles of a block. Raises ValueError where data are absent, broken, or fewer than the workers."""
-        if block.n != self.n:
-            raise ValueError(f"{self} : the block is one of {block.n} workers and the problem has {self.n}")
-        return LinearOracles(self.dealt(data_dir), self.model(), block)
-
-    def constants(self, data_dir: Path | None = None) -> Constants:
-        """The constants, kept on disk (see LACONIC_CACHE) so that every process has the same bits."""
-        return _constants(self.dealt(data_dir), self.model(), self.fingerprint(data_dir))
-
-    def solution(self, data_dir: Path | None = None) -> Solution | None:
-        """The minimiser with its certificate ||grad f||^2 / (2 l2), kept on disk; None where f is not strongly convex."""
-        return _solution(self.dealt(data_dir), self.model(), self.fingerprint(data_dir))
-
-    def fingerprint(self, data_dir: Path | None = None) -> str:
-        """A hash of the rows, who holds them, the loss and the regularisers."""
-        model = self.model()
-        text = f"{_digest(self.dealt(data_dir))} {type(model.loss).__name__} {model.l2!r} {model.nonconvex!r}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=16)
-def _digest(data: Dealt) -> str:
-    return data.digest()
-
-
-@functools.lru_cache(maxsize=16)
-def _solution(data: Dealt, model: Model, key: str) -> Solution | None:
-    from laconic.problems._solve import minimise
-
-    if not model.convex or model.l2 == 0.0:
-        return None
-    return _cache.solution(key, lambda: minimise(LinearOracles(data, model, Block.whole(data.n)), data))
-
-
-@functools.lru_cache(maxsize=16)
-def _constants(data: Dealt, model: Model, key: str) -> Constants:
-    from laconic.problems._spectra import linear_constants
-
-    return _cache.constants(key, lambda: linear_constants(data, model, _solution(data, model, key)))

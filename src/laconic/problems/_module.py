@@ -60,7 +60,9 @@ class Flat:
 class ModuleOracles(Oracles):
     """Oracles of a block, by torch.func, one worker after the other on one thread: the same bits in every block."""
 
-    def __init__(self, flat: Flat, inputs: Sequence[Tensor], targets: Sequence[Tensor], block: Block, convex: bool) -> None:
+    def __init__(
+        self, flat: Flat, inputs: Sequence[Tensor], targets: Sequence[Tensor], block: Block, convex: bool
+    ) -> None:
         super().__init__()
         self.block, self.shape, self.dtype, self.convex = block, tuple(flat.start.shape), flat.start.dtype, convex
         self._flat, self._inputs, self._targets = flat, inputs, targets
@@ -102,7 +104,7 @@ class ModuleOracles(Oracles):
     def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
         d = self.d
         if d > LARGEST_HESSIAN:
-            raise ValueError(f"the module has {d} parameters; Hessians are formed up to {LARGEST_HESSIAN}, use products(x, v)")
+            raise ValueError(f"the module has {d} parameters; Hessians are formed up to {LARGEST_HESSIAN} of them")
         i, j = torch.triu_indices(d, d)
         weights = torch.where(i == j, 1.0, math.sqrt(2.0)).to(self.dtype)
         curvature = hessian(self._flat.value)
@@ -180,7 +182,7 @@ def build(
     first, second = _dealt(inputs, workers, "inputs"), _dealt(targets, workers, "targets")
     lengths = [len(t) for t in first], [len(t) for t in second]
     if lengths[0] != lengths[1]:
-        raise ValueError(f"from_module(targets=...) : workers have {lengths[0]} inputs and {lengths[1]} targets; they must match")
+        raise ValueError(f"from_module(targets=...) : workers have {lengths[0]} inputs and {lengths[1]} targets")
     if 0 in lengths[0]:
         raise ValueError(f"from_module(inputs=...) : worker {lengths[0].index(0)} has no rows")
     return Modules(flat, first, second, convex, constants, solution)
@@ -189,7 +191,7 @@ def build(
 def _dealt(rows: Tensor | Sequence[Tensor], workers: int | None, what: str) -> tuple[Tensor, ...]:
     if not isinstance(rows, Tensor):
         if workers not in (None, len(rows)):
-            raise ValueError(f"from_module(workers={workers}) : {len(rows)} tensors of {what} were given, one per worker")
+            raise ValueError(f"from_module(workers={workers}) : {what} were given for {len(rows)} workers")
         return tuple(rows)
     if workers is None or workers < 1:
         raise ValueError(f"from_module(workers={workers}) : with one tensor of {what}, workers must be an integer >= 1")
@@ -209,7 +211,8 @@ def _estimates(problem: Modules) -> Constants:
     root = math.sqrt(math.fsum(each**2) / problem.n)
     how = f"power iteration at x^0 and {AROUND} points around it, times {MARGIN}"
     values = {
-        "L": max(mean for _, mean in seen) * MARGIN, "L_max": float(each.max()), "L_tilde": root, "L_plus": root, "L_pm": root,
+        "L": max(mean for _, mean in seen) * MARGIN, "L_max": float(each.max()),
+        "L_tilde": root, "L_plus": root, "L_pm": root,
     }
     found = {name: Constant(value, Kind.ESTIMATE, how) for name, value in values.items()}
     if problem.convex and problem.flat.l2 > 0.0:

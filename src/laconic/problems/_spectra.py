@@ -14,6 +14,7 @@ from scipy import sparse
 
 from laconic.core.keys import Keys
 from laconic.core.problem import Block, Constant, Constants, Kind, Solution, single_threaded
+from laconic.problems._data import Matrix
 from laconic.problems._linear import REGULARISER_BEND, Dealt, LinearOracles, Loss, Model
 
 DENSE = 2048  # the largest side of a matrix whose eigenvalues are computed
@@ -27,23 +28,23 @@ def rounded(value: float) -> float:
     return float(f"{value:.11e}")
 
 
-def gram(matrix: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
-    """A' diag(weights) A or, where that is smaller, the matrix with the same eigenvalues but zeros, for weights >= 0."""
-    scaled = sparse.diags(np.sqrt(weights)) @ matrix
+def gram(matrix: Matrix, weights: np.ndarray) -> np.ndarray:
+    """A' diag(weights) A or, where smaller, the other product, with the same eigenvalues but zeros; weights >= 0."""
+    scaled: Matrix = sparse.diags(np.sqrt(weights)) @ matrix
     side = scaled.T @ scaled if matrix.shape[1] <= matrix.shape[0] else scaled @ scaled.T
     return side.toarray()
 
 
-def largest(matrix: sparse.csr_matrix, weights: np.ndarray) -> float:
+def largest(matrix: Matrix, weights: np.ndarray) -> float:
     """The largest eigenvalue of A' diag(weights) A, weights >= 0; an upper bound where both sides are above DENSE."""
     if min(matrix.shape) <= DENSE:
         return float(torch.linalg.eigvalsh(torch.from_numpy(gram(matrix, weights)))[-1])
     return _collatz(sparse.diags(np.sqrt(weights)) @ matrix)
 
 
-def _collatz(matrix: sparse.csr_matrix, steps: int = 200) -> float:
-    """An upper bound of lambda_max(A'A): that of |A|'|A|, which for every v > 0 is at most max_j (|A|'|A| v)_j / v_j."""
-    size = abs(matrix).tocsr()
+def _collatz(matrix: Matrix, steps: int = 200) -> float:
+    """A bound of lambda_max(A'A): that of |A|'|A|, which for every v > 0 is at most max_j (|A|'|A| v)_j / v_j."""
+    size: Matrix = abs(matrix).tocsr()
     v, bound = np.ones(size.shape[1]), math.inf
     for _ in range(steps):
         image = size.T @ (size @ v)
@@ -132,7 +133,8 @@ def linear_constants(data: Dealt, model: Model, solution: Solution | None) -> Co
     }
     if solution is not None:
         gradients = LinearOracles(data, model, Block.whole(n)).gradients(solution.x).numpy()
-        found["sigma_star"] = Constant(rounded(math.sqrt(math.fsum((gradients**2).sum(axis=1)) / n)), Kind.EXACT, "at x*")
+        mean_square = math.fsum((gradients**2).sum(axis=1)) / n
+        found["sigma_star"] = Constant(rounded(math.sqrt(mean_square)), Kind.EXACT, "at x*")
     if model.loss.bend == 0.0 and model.convex and n * data.d**3 <= EXACT_WORK:
         found |= _of_quadratics(data, model)
     return Constants(L_workers=tuple(smoothness.tolist()), **found)
@@ -151,9 +153,10 @@ def _spreads(
     if model.convex:
         shifted = largest(data.matrix, weights * (tops + model.l2)[worker_of])
         plus = min(plus, math.sqrt(shifted + model.l2 * math.fsum(tops + model.l2) / data.n))
+    how = "from mean L_i hess f_i at x = 0"
     return {
-        "L_plus": Constant(rounded(plus), Kind.BOUND, "from mean L_i hess f_i at x = 0"),
-        "L_pm": Constant(rounded(min(spread, plus)), Kind.BOUND, "from mean L_i hess f_i at x = 0, without regularisers"),
+        "L_plus": Constant(rounded(plus), Kind.BOUND, how),
+        "L_pm": Constant(rounded(min(spread, plus)), Kind.BOUND, f"{how}, without regularisers"),
     }
 
 
@@ -186,7 +189,8 @@ def _curvatures(data: Dealt, model: Model, weights: np.ndarray, squared: np.ndar
     """Strong convexity and the Lipschitz constant of the Hessian, from max_v (1/n) sum |a|(a'v)^2 phi'''."""
     bend = model.loss.bend
     third = bend * largest(data.matrix, weights * np.sqrt(squared)) if bend else 0.0
-    found = {"hessian_lipschitz": Constant(rounded(third + model.nonconvex * REGULARISER_BEND), Kind.BOUND, "sup |phi'''|")}
+    third += model.nonconvex * REGULARISER_BEND
+    found = {"hessian_lipschitz": Constant(rounded(third), Kind.BOUND, "sup |phi'''|")}
     if model.convex and model.l2 > 0.0:
         found["mu"] = found["mu_workers"] = Constant(model.l2, Kind.BOUND, "l2")
     return found

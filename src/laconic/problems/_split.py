@@ -1,4 +1,4 @@
-"""Who holds which rows: contiguous, shuffled, sorted by label, or with skewed labels (Dirichlet). All rows are dealt."""
+"""Who holds which rows: contiguous, shuffled, sorted by label, or with skewed labels (Dirichlet)."""
 
 from __future__ import annotations
 

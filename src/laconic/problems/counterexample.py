@@ -121,4 +121,5 @@ def _constants() -> Constants:
         "mu": 7.0 / 6.0, "mu_workers": 0.5, "delta": apart, "delta_server": apart, "delta_mean": spread,
         "L_sample": 34.5, "sigma_star": 0.0, "hessian_lipschitz": 0.0,
     }
-    return Constants(L_workers=(34.5,) * 3, **{name: Constant(value, how="closed form") for name, value in values.items()})
+    known = {name: Constant(value, how="closed form") for name, value in values.items()}
+    return Constants(L_workers=(34.5,) * 3, **known)

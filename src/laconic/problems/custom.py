@@ -14,7 +14,8 @@ from torch import Tensor
 from laconic.core.entry import Count, Interval, OneOf, Source
 from laconic.core.problem import Constants, Solution
 from laconic.problems import _arrays, _module
-from laconic.problems._linear import Dealt, LinearProblem, Model
+from laconic.problems._base import LinearProblem
+from laconic.problems._linear import Dealt, Model
 from laconic.problems.logistic import SPLITS, Logistic
 from laconic.problems.ridge import Ridge
 
@@ -79,8 +80,8 @@ class Custom(LinearProblem):
 
         Parameters
         ----------
-        rows : one matrix (NumPy, torch or SciPy sparse, (rows, d)) that is dealt contiguously to `workers` workers, or a
-            list of matrices, one per worker, in which other workers' numbers may be NaN.
+        rows : one matrix (NumPy, torch or SciPy sparse, (rows, d)) that is dealt contiguously to `workers` workers, or
+            a list of matrices, one per worker, in which other workers' numbers may be NaN.
         labels : a vector, or a list of vectors like `rows`. Two classes for the logistic loss.
         workers : n, where `rows` is one matrix.
         loss : "logistic" or "ridge".

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 
 from laconic.core.entry import Count, Interval, OneOf, Source
 from laconic.problems import _data, _split
-from laconic.problems._linear import LOGISTIC, Dealt, LinearProblem, Model, deal
+from laconic.problems._base import LinearProblem
+from laconic.problems._linear import LOGISTIC, Dealt, Model, deal
 
 SPLITS = ("contiguous", "shuffled", "sorted", "dirichlet")
 
@@ -23,13 +24,14 @@ class Logistic(LinearProblem):
 
     Parameters
     ----------
-    data : "breast_cancer" (standardised), "digits" (0-4 against 5-9, scaled to [0, 1]), "diabetes" is for ridge; or a
-        LIBSVM file by name (from --data-dir, else LACONIC_DATA; .xz, .bz2 and .gz are read directly) or path.
+    data : "breast_cancer" (standardised), "digits" (0-4 against 5-9, scaled to [0, 1]), or a LIBSVM file by name (from
+        --data-dir, else LACONIC_DATA; .xz, .bz2 and .gz are read directly) or path.
         Labels are -1/+1, 0/1 or 1/2.
     l2 : the weight of ||x||^2 / 2; an intercept is regularised too. With 0 there is no certified solution.
     workers : n. All rows are dealt, and sizes differ by at most one.
     intercept : whether a column of ones is appended.
-    split : "contiguous" (the file's order), "shuffled", "sorted" (by label) or "dirichlet" (skewed labels, equal sizes).
+    split : "contiguous" (the file's order), "shuffled", "sorted" (by label) or "dirichlet" (skewed labels, sizes equal
+        all the same).
     concentration : of the Dirichlet split; small is more skewed.
     nonconvex : the weight of sum x^2 / (1 + x^2); above 0, f is not convex and has no solution.
     drop_last : leave out the tail, so that all workers have rows // workers rows, as in the FedNL papers.

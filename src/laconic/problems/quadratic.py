@@ -1,4 +1,4 @@
-"""The quadratics of the PermK and DASHA papers: scaled tridiagonal matrices with one dial for how unlike the workers are."""
+"""The quadratics of the PermK and DASHA papers: scaled tridiagonal matrices, a dial for how unlike the workers are."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class QuadraticOracles(Oracles):
         d = self.d
         size = d * (d + 1) // 2
         if 8 * size * len(rows) > HESSIAN_BYTES:
-            gigabytes = 8e-9 * size * len(rows)
-            raise ValueError(f"quadratic(d={d}) : the Hessians of {len(rows)} workers take {gigabytes:.0f} GB; take a smaller d")
+            takes = f"{8e-9 * size * len(rows):.0f} GB"
+            raise ValueError(f"quadratic(d={d}) : the Hessians of {len(rows)} workers take {takes}; take a smaller d")
         diagonal = np.concatenate([[0], np.cumsum(np.arange(d, 1, -1))])
         out = torch.zeros((len(rows), size), dtype=torch.float64)
         scales = torch.from_numpy(self._scales[rows])[:, None]
@@ -143,7 +143,7 @@ class Quadratic(Problem):
 
     For every worker xi, xi' ~ N(0, 1) in this order; nu_i = 1 + noise xi, A_i = nu_i T + c I with
     T = tridiag(-1, 2, -1) / 4, and b_i = (nu_i / 4) (-1 + noise xi') e_1. The same c for all makes the mean matrix's
-    least eigenvalue `mu`. x^0 = sqrt(d) e_1. With noise 0 all workers are equal; with noise 0.8 many f_i are not convex.
+    least eigenvalue `mu`. x^0 = sqrt(d) e_1. With noise 0 all are equal; with noise 0.8 many f_i are not convex.
 
     All constants are exact, from the eigenvalues sin^2(j pi / (2 (d + 1))) of T.
 
@@ -176,7 +176,8 @@ class Quadratic(Problem):
     name: ClassVar[str] = "quadratic"
     example: ClassVar[str] = "quadratic(d=1000, workers=10, noise=0.8)"
     source: ClassVar[Source | None] = Source(
-        authors="Rafał Szlendak, Alexander Tyurin, Peter Richtárik", year=2021, arxiv="2110.03300", where="quadratic experiments",
+        authors="Rafał Szlendak, Alexander Tyurin, Peter Richtárik", year=2021, arxiv="2110.03300",
+        where="quadratic experiments",
         title="Permutation Compressors for Provably Faster Distributed Nonconvex Optimization",
     )
 
@@ -232,7 +233,8 @@ def _constants(problem: Quadratic) -> Constants:
         "sigma_star": math.sqrt(math.fsum(at_solution**2) / n),
         "hessian_lipschitz": 0.0,
     }
-    return Constants(L_workers=tuple(smoothness.tolist()), **{name: Constant(value, how="closed form") for name, value in exact.items()})
+    known = {name: Constant(value, how="closed form") for name, value in exact.items()}
+    return Constants(L_workers=tuple(smoothness.tolist()), **known)
 
 
 def _solution_gradients(problem: Quadratic) -> np.ndarray:

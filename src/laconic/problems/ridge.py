@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 
 from laconic.core.entry import Count, Interval, OneOf, Source
 from laconic.problems import _data, _split
-from laconic.problems._linear import SQUARED, Dealt, LinearProblem, Model, deal
+from laconic.problems._base import LinearProblem
+from laconic.problems._linear import SQUARED, Dealt, Model, deal
 
 SPLITS = ("contiguous", "shuffled", "sorted")
 

@@ -44,9 +44,6 @@ class Runtime(ABC):
         """The leader's integer, on every process; not counted."""
         return value
 
-    def close(self) -> None:
-        """Leaves the network."""
-
 
 def received(link: Link, own: Packet, packets: Sequence[Packet]) -> Sent:
     """The reply to an uplink on one party: `packets` are those of all parties in worker order."""

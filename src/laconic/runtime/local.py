@@ -102,7 +102,7 @@ class Local(Runtime):
     def _answer(self, asks: Sequence[Ask]) -> list[Any]:
         first = asks[0]
         if isinstance(first, Uplink):
-            return self._uplink([ask.packet for ask in asks], first.private)
+            return self._uplink([ask.packet for ask in asks], first.packet.private)
         if isinstance(first, Downlink):
             return self._downlink(first.packet, first.to)
         if isinstance(first, AllReduce):
