@@ -17,7 +17,7 @@ from rich.table import Table
 from laconic.lab import describe
 from laconic.lab.plan import read_file
 from laconic.lab.report import report as write_report
-from laconic.lab.run import Runs
+from laconic.lab.run import NetworkFailure, Runs
 from laconic.lab.run import run as run_methods
 from laconic.lab.series import accuracy, measure_of
 from laconic.lab.store import RunDirectory
@@ -38,6 +38,9 @@ def main() -> None:
     except ValueError as error:
         _complain(error)
         sys.exit(2)
+    except NetworkFailure as error:
+        print(f"laconic: {error}; what is recorded is kept, and --resume goes on from it", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("laconic: interrupted; a run with --out goes on with --resume", file=sys.stderr)
         sys.exit(130)

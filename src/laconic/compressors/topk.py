@@ -55,8 +55,8 @@ class TopK(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
-        indices = largest(flat, amount(self.k, flat.shape[1]))
-        return indices.view(-1), flat.gather(1, indices).view(-1)
+        indices, values = largest(flat, amount(self.k, flat.shape[1]))
+        return indices.view(-1), values.view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         k = amount(self.k, math.prod(shape))

@@ -97,10 +97,11 @@ class Dense(Decoded):
         return self.values
 
     def scatter(self, target: Tensor, rows: np.ndarray, scale: float) -> None:
+        values = self.values if scale == 1.0 else scale * self.values  # add_'s alpha would be fused: one rounding less
         if len(rows) == target.shape[0]:
-            target.add_(self.values, alpha=scale)
+            target.add_(values)
         else:
-            target[torch.from_numpy(rows)] += scale * self.values
+            target[torch.from_numpy(rows)] += values
 
     def fold(self, target: Tensor, scale: float) -> None:
         rows = self.values.shape[0]

@@ -25,7 +25,8 @@ class Mechanism(Entry, ABC):
     """Turns one vector per worker into one estimate, round after round.
 
     `exchange` returns the estimate, borrowed until the next exchange, and the memory. It writes to memory only after
-    its last await, so that a failed collective changes nothing. The estimate is the server's, unless the mechanism is
+    its last await, so that a failed collective changes nothing. It may overwrite v, and must not keep it: v is the
+    caller's to reuse. The estimate is the server's, unless the mechanism is
     `public`: then every party can compute it, and no model need be broadcast. `takes_step`: the vectors handed in are
     already multiplied by the stepsize, and the estimate is subtracted from x as it is.
     """

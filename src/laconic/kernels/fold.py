@@ -107,7 +107,7 @@ def dots_reference(a: Tensor, b: Tensor) -> Tensor:
     products = torch.zeros(rows, -(-d // LANES) * LANES, dtype=a.dtype, device=a.device)
     products[:, :d] = a * b
     lanes = torch.zeros(rows, LANES, dtype=a.dtype, device=a.device)
-    for chunk in products.view(rows, -1, LANES).unbind(1):
+    for chunk in products.view(rows, products.shape[1] // LANES, LANES).unbind(1):
         lanes = lanes + chunk
     total = torch.zeros(rows, dtype=a.dtype, device=a.device)
     for lane in lanes.unbind(1):

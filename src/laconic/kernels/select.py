@@ -14,40 +14,62 @@ from torch import Tensor
 from laconic.kernels.threads import over_rows
 
 DIGIT = 12  # bits per pass of the radix selection
-FEW = 24  # up to this k, a sorted list of the k largest beats counting
+DIGIT = 10  # bits per pass of the radix selection
+FEW = 24  # up to this k a bound comes from the maxima of 2k lanes, above it from a sample
+SAMPLE = 1024  # entries of that sample
 
 
 @numba.njit(cache=True, nogil=True)
-def _threshold_few(row, mask, k, best):
-    """The k-th largest magnitude and how many of those equal to it are among the k largest, by insertion."""
-    filled = 0
+def _bound_by_lanes(row, mask, k, lanes):
+    """A magnitude that at least k entries reach: the k-th largest of the maxima of 2k interleaved lanes."""
+    count = len(lanes)
+    lanes[:] = 0
+    for start in range(0, len(row), count):
+        for lane in range(min(count, len(row) - start)):
+            lanes[lane] = max(lanes[lane], uint64(row[start + lane]) & mask)
+    for i in range(1, count):
+        magnitude, place = lanes[i], i
+        while place > 0 and lanes[place - 1] < magnitude:
+            lanes[place] = lanes[place - 1]
+            place -= 1
+        lanes[place] = magnitude
+    return lanes[k - 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _bound_by_sample(row, mask, k, sample):
+    """A magnitude that most probably at least k entries reach."""
+    d, m = len(row), len(sample)
+    expected = k * m / d
+    rank = int(expected + 4.0 * np.sqrt(expected)) + 4
+    if d < 4 * m or rank >= m:
+        return uint64(0)
+    for j in range(m):
+        sample[j] = uint64(row[j * d // m]) & mask
+    sample.sort()
+    return sample[m - 1 - rank]
+
+
+@numba.njit(cache=True, nogil=True)
+def _candidates(row, mask, least, positions, pool):
+    """Positions and magnitudes of the entries of at least a magnitude, in order; how many there are."""
+    found = 0
     for j in range(len(row)):
         magnitude = uint64(row[j]) & mask
-        if filled < k:
-            place = filled
-            filled += 1
-        elif magnitude > best[k - 1]:
-            place = k - 1
-        else:
-            continue
-        while place > 0 and best[place - 1] < magnitude:
-            best[place] = best[place - 1]
-            place -= 1
-        best[place] = magnitude
-    equal = 0
-    for place in range(k):
-        equal += best[place] == best[k - 1]
-    return best[k - 1], equal
+        positions[found] = j
+        pool[found] = magnitude
+        found += magnitude >= least
+    return found
 
 
 @numba.njit(cache=True, nogil=True)
-def _threshold_many(row, mask, width, k, pool, counts):
-    """The same by radix: count the leading digit, keep the candidates of the digit where the k-th lies, go on."""
-    size, shift, wanted = len(row), width - DIGIT, k
-    for j in range(size):
-        pool[j] = uint64(row[j]) & mask
-    prefix = uint64(0)
-    while True:
+def _threshold(pool, size, width, k, counts):
+    """The k-th largest of pool[:size], and how many equal to it are among the k largest.
+
+    By radix: count the leading digit, keep the bucket where the k-th lies, go on. Reorders the pool.
+    """
+    shift, wanted, prefix = width - DIGIT, k, uint64(0)
+    while size > wanted or shift == width - DIGIT:
         counts[:] = 0
         for j in range(size):
             counts[(pool[j] >> uint64(shift)) & uint64((1 << DIGIT) - 1)] += 1
@@ -56,67 +78,94 @@ def _threshold_many(row, mask, width, k, pool, counts):
             wanted -= counts[digit]
             digit -= 1
         prefix |= uint64(digit) << uint64(shift)
-        if shift == 0 or counts[digit] == size == wanted:
-            break
+        if shift == 0:
+            return prefix, wanted
         kept = 0
         for j in range(size):
             if (pool[j] >> uint64(shift)) & uint64((1 << DIGIT) - 1) == uint64(digit):
                 pool[kept] = pool[j]
                 kept += 1
         size, shift = kept, max(0, shift - DIGIT)
-    if shift > 0:  # all that is left is among the k largest: the threshold is the least of them
-        prefix = pool[0]
-        for j in range(1, size):
-            prefix = min(prefix, pool[j])
-        wanted = 0
-        for j in range(size):
-            wanted += pool[j] == prefix
-    return prefix, wanted
+    prefix = pool[0]  # all that is left is among the k largest: the threshold is the least of them
+    for j in range(1, size):
+        prefix = min(prefix, pool[j])
+    equal = 0
+    for j in range(size):
+        equal += pool[j] == prefix
+    return prefix, equal
 
 
 @numba.njit(cache=True, nogil=True)
-def _largest(low, high, patterns, mask, width, k, out):
+def _drop(positions, pool, size):
+    """Drops the least of the candidates, of equals the last."""
+    least = 0
+    for i in range(1, size):
+        if pool[i] <= pool[least]:
+            least = i
+    for i in range(least, size - 1):
+        positions[i], pool[i] = positions[i + 1], pool[i + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _largest(low, high, patterns, mask, width, k, out, values):
     d = patterns.shape[1]
-    best = np.empty(max(1, k), np.uint64)
-    pool = np.empty(d if k > FEW else 0, np.uint64)
-    counts = np.empty(1 << DIGIT if k > FEW else 0, np.int64)
+    lanes = np.empty(2 * min(k, FEW), np.uint64)
+    sample = np.empty(SAMPLE, np.uint64)
+    positions = np.empty(d + 1, np.int64)
+    pool = np.empty(d + 1, np.uint64)
+    counts = np.empty(1 << DIGIT, np.int64)
     for r in range(low, high):
         row = patterns[r]
-        if k <= FEW:
-            threshold, equal = _threshold_few(row, mask, k, best)
+        bound = _bound_by_lanes(row, mask, k, lanes) if k <= FEW else _bound_by_sample(row, mask, k, sample)
+        size = _candidates(row, mask, max(bound, uint64(1)), positions, pool)
+        if size < k and bound > 1:
+            size = _candidates(row, mask, uint64(1), positions, pool)
+        if size < k:  # fewer than k entries are not zero
+            size = _candidates(row, mask, uint64(0), positions, pool)
+            threshold, equal = uint64(0), k
+            for i in range(size):
+                equal -= pool[i] > 0
+        elif size <= k + FEW:
+            for extra in range(size, k, -1):
+                _drop(positions, pool, extra)
+            size = equal = k
+            threshold = uint64(0)
         else:
-            threshold, equal = _threshold_many(row, mask, width, k, pool, counts)
+            threshold, equal = _threshold(pool, size, width, k, counts)
         found = 0
-        for j in range(d):
+        for i in range(size):
+            j = positions[i]
             magnitude = uint64(row[j]) & mask
-            if magnitude > threshold:
+            if magnitude > threshold or (magnitude == threshold and equal > 0):
+                equal -= magnitude == threshold
                 out[r, found] = j
+                values[r, found] = row[j]
                 found += 1
-            elif magnitude == threshold and equal > 0:
-                out[r, found] = j
-                found += 1
-                equal -= 1
-            if found == k:
-                break
 
 
-def largest(v: Tensor, k: int) -> Tensor:
-    """Sorted positions of the k largest |v| of each row of v (rows, d), int64 of shape (rows, k); 0 <= k <= d."""
+def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Sorted positions of the k largest |v| of each row of v (rows, d), and the values there; 0 <= k <= d.
+
+    Both are (rows, k), the positions int64.
+    """
     if v.device.type != "cpu" or v.dtype not in (torch.float64, torch.float32):
         return largest_reference(v, k)
-    rows, d = v.shape
-    out = torch.empty(rows, k, dtype=torch.int64)
+    rows = v.shape[0]
+    positions, values = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k, dtype=v.dtype)
     if k == 0 or rows == 0:
-        return out
-    bits = 8 * v.element_size()
-    patterns = v.contiguous().numpy().view(f"u{v.element_size()}")
-    mask = np.uint64((1 << (bits - 1)) - 1)
-    over_rows(_largest, rows, v.numel(), patterns, mask, bits, k, out.numpy())
-    return out
+        return positions, values
+    size = v.element_size()
+    patterns = v.contiguous().numpy().view(f"u{size}")
+    mask = np.uint64((1 << (8 * size - 1)) - 1)
+    out = values.numpy().view(f"u{size}")
+    over_rows(_largest, rows, v.numel(), patterns, mask, 8 * size, k, positions.numpy(), out)
+    return positions, values
 
 
-def largest_reference(v: Tensor, k: int) -> Tensor:
+def largest_reference(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`largest` in torch, for devices without a fast form."""
-    magnitude = torch.where(torch.isnan(v), torch.inf, v.abs())
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[v.element_size()]
+    magnitude = v.contiguous().view(whole) & torch.iinfo(whole).max
     order = torch.sort(magnitude, dim=1, descending=True, stable=True).indices
-    return torch.sort(order[:, :k], dim=1).values
+    positions = torch.sort(order[:, :k], dim=1).values
+    return positions, v.gather(1, positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from laconic.core import rows
 from laconic.core.link import Link
 from laconic.core.problem import Calls, Oracles, Solution
 from laconic.core.theory import Guarantee, Snapshot
+
+
+@runtime_checkable
+class Excess(Protocol):
+    """Oracles that know f_i(x) - f_i(x*) - <grad f_i(x*), x - x*> without cancellation; its mean is f(x) - f*."""
+
+    def excess(self, x: Tensor, solution: Solution) -> Tensor:
+        """One value per local worker, (local,)."""
+        ...
 
 
 @dataclass
@@ -58,18 +67,30 @@ async def evaluate(party: Party, point: Tensor, solution: Solution | None, guara
     before = dataclasses.replace(oracles.calls)
     x = await party.link.show(point)
     values = await party.link.look(oracles.values(x))
-    f = math.fsum(values.double().tolist()) / len(values) if torch.isfinite(values).all() else math.nan
+    f = _mean(values)
     gradients = await party.link.look(oracles.gradients(x))
     gradient = rows.mean(gradients)
     grad_norm2 = rows.square(gradient.double())
     gap = distance2 = lyapunov = math.nan
     if solution is not None:
-        gap = f - solution.value
+        gap = await _gap(party, x, f, solution)
         distance2 = rows.square((x - solution.x).double())
         if guarantee is not None and guarantee.lyapunov is not None and math.isfinite(gap):
             lyapunov = await _lyapunov(party, guarantee, Snapshot(x, gap, gradient, party.state, oracles, solution))
     oracles.calls = before
     return Evaluation(f, gap, grad_norm2, distance2, lyapunov, _culprit(values, gradients))
+
+
+async def _gap(party: Party, x: Tensor, f: float, solution: Solution) -> float:
+    oracles = party.oracles
+    if isinstance(oracles, Excess) and math.isfinite(f):
+        return _mean(await party.link.look(oracles.excess(x, solution)))
+    return f - solution.value
+
+
+def _mean(values: Tensor) -> float:
+    """The mean over workers, rounded once, so that it depends on nothing but the values."""
+    return math.fsum(values.double().tolist()) / len(values) if torch.isfinite(values).all() else math.nan
 
 
 async def _lyapunov(party: Party, guarantee: Guarantee, snapshot: Snapshot) -> float:
@@ -79,7 +100,7 @@ async def _lyapunov(party: Party, guarantee: Guarantee, snapshot: Snapshot) -> f
     if terms.workers is None:
         return float(shared)
     workers = await party.link.look(terms.workers.double())
-    return float(shared) + math.fsum(workers.tolist()) / len(workers)
+    return float(shared) + _mean(workers)
 
 
 def _culprit(values: Tensor, gradients: Tensor) -> str:

@@ -71,11 +71,11 @@ def _head(section: Section) -> str:
     known = (
         "no reference solution: figures show ‖∇f(x)‖²"
         if solution is None
-        else f"f* = {solution['value']:.10g}, certified to {solution['gap']:.1e} (grey zone: gaps below that accuracy)"
+        else f"f* = {solution['value']:.10g}, certified to {solution['gap']:.1e}; gaps are known to {solution['accuracy']:.1e}"
     )
     chosen = ", ".join(f"{name} = {value}" for name, value in problem["parameters"].items())
     sizes = f"{problem['workers']} workers, {problem['terms']} terms, x of shape {tuple(problem['shape'])}"
-    dashed = "Dashed: the theorem's bound. Bands: least to greatest over seeds. Click a legend entry to hide it."
+    dashed = "Dashed: the theorem's bound. Grey zone: below the accuracy of the gap. Bands: least to greatest over seeds. Click a legend entry to hide it."
     return f"<h2><code>{_e(section.title)}</code></h2><p><code>{_e(chosen)}</code></p><p>{_e(sizes)}; {_e(known)}.</p><p class='note'>{dashed}</p>"
 
 

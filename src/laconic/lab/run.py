@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from laconic.core.entry import parameters
 from laconic.core.problem import Constants, Oracles, Problem, Solution
 from laconic.core.theory import Setting
 from laconic.lab.curve import Curve, Pacer, Stop
-from laconic.lab.evaluate import Party, survey
+from laconic.lab.evaluate import Excess, Party, survey
 from laconic.lab.plan import Limits, Plan, plan
 from laconic.lab.progress import Watch
 from laconic.lab.settle import Entrant, settle
@@ -28,6 +28,9 @@ from laconic.lab.trace import Row, Trace
 from laconic.runtime.base import Runtime
 from laconic.runtime.local import Local
 from laconic.runtime.network import Network
+from laconic.runtime.process_group import NetworkFailure, ProcessGroup
+
+__all__ = ["NetworkFailure", "Runs", "run"]
 
 NETWORK = "10mbit,20ms"  # the default network
 SAVE_EVERY = 5.0  # seconds between two checkpoints
@@ -46,9 +49,7 @@ def local(n: int, *, seed: int, topology: str, encoded: bool) -> Runtime:
 
 def processes(n: int, *, seed: int, topology: str, encoded: bool) -> Runtime:
     """This process is one of several, started by torchrun."""
-    from laconic.runtime.process_group import ProcessGroup
-
-    return ProcessGroup(n, seed=seed, topology=topology, encoded=encoded)
+    return ProcessGroup(n, seed=seed, star=topology == "star", encoded=encoded)
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def run(
     rounds, iterations, until, budget : when a curve ends: rounds of communication, iterations of the method, the gap
         f(x) - f* to reach, mean uplink bytes per worker. The first that is met ends it; without a bound on rounds,
         iterations or bytes it is 1000 rounds.
-    every : the trace evaluates f and its gradient at x^0, then at the first round that is at least `every` iterations
-        after the last evaluation (iterations without communication leave the server's x as it was), and at the end.
+    every : the trace evaluates f and its gradient at x^0, whenever `every` iterations and at least one round have passed
+        since (iterations without communication leave the server's x as it was), and at the end.
     seeds : the seeds, or how many of them.
     network : one or several networks for simulated seconds, such as "10mbit,20ms" (see `Network.parse`).
     topology : "replicated" (every process does the server's part) or "star" (one does; in a single process this is
@@ -146,14 +147,16 @@ def run(
     if resume and out is None:
         raise ValueError("run(resume=True) : resume needs out, the directory of the run to go on with")
     opens = runtime or (processes if "WORLD_SIZE" in os.environ else local)
-    session = _Session(what, opens, None if out is None else Path(out), resume, save_every)
+    session = _Session(what, opens, None if out is None else RunDirectory(Path(out)), resume, save_every)
     return session.run(progress)
 
 
 class _Session:
     """One call of `run`: what all its curves share."""
 
-    def __init__(self, what: Plan, opens: OpenRuntime, out: Path | None, resume: bool, save_every: float) -> None:
+    def __init__(
+        self, what: Plan, opens: OpenRuntime, out: RunDirectory | None, resume: bool, save_every: float
+    ) -> None:
         self.plan, self._opens, self._save_every = what, opens, save_every
         self._oracles: dict[tuple[int, int], Oracles] = {}
         names = [network.name for network in what.networks]
@@ -162,20 +165,15 @@ class _Session:
         self._checkpoint: Checkpoint | None = None
         self._directory: RunDirectory | None = None
         self._saves = out is not None
-        with self._open(what.seeds[0]) as runtime:
-            self._settle(runtime)
-            self.leader = runtime.leader
-            if out is not None:
-                self._open_directory(runtime, RunDirectory(out), resume)
+        first = self._open(what.seeds[0])
+        self.leader = first.leader
+        self._settle(first)
+        if out is not None:
+            self._open_directory(first, out, resume)
 
-    @contextlib.contextmanager
-    def _open(self, seed: int) -> Iterator[Runtime]:
-        encoded = self.plan.wire == "encoded"
-        runtime = self._opens(self.plan.problem.n, seed=seed, topology=self.plan.topology, encoded=encoded)
-        try:
-            yield runtime
-        finally:
-            runtime.close()
+    def _open(self, seed: int) -> Runtime:
+        what = self.plan
+        return self._opens(what.problem.n, seed=seed, topology=what.topology, encoded=what.wire == "encoded")
 
     def _parties(self, runtime: Runtime) -> list[Party]:
         """Oracles hold the data, so they are made once per block and shared by all curves."""
@@ -259,7 +257,7 @@ class _Session:
 
     def document(self) -> dict[str, Any]:
         """The contents of run.json."""
-        problem, solution = self.plan.problem, self.solution
+        problem = self.plan.problem
         fingerprint = problem.fingerprint(self.plan.data_dir)
         return {
             "identity": {**self.plan.identity(), "data": fingerprint},
@@ -270,7 +268,7 @@ class _Session:
                 "shape": list(self.shape),
                 "terms": self.terms,
                 "data_sha256": fingerprint,
-                "solution": None if solution is None else {"value": solution.value, "gap": solution.gap},
+                "solution": self._solution_record(),
                 "constants": {
                     name: {"value": constant.value, "kind": constant.kind.value, "how": constant.how}
                     for name, constant in self.constants.named().items()
@@ -281,6 +279,15 @@ class _Session:
             "versions": versions(),
             "machine": machine(),
         }
+
+    def _solution_record(self) -> dict[str, float] | None:
+        """`gap` certifies f*; `accuracy` is what can be told of f(x) - f*, which cancels unless the oracles know better."""
+        if self.solution is None:
+            return None
+        value, gap = self.solution.value, self.solution.gap
+        stable = all(isinstance(oracles, Excess) for oracles in self._oracles.values())
+        rounding = 0.0 if stable else 4.0 * sys.float_info.epsilon * abs(value)
+        return {"value": value, "gap": gap, "accuracy": gap + rounding}
 
     # ---- running ------------------------------------------------------------------------------------------------
 
@@ -296,34 +303,34 @@ class _Session:
         return Runs(self.document(), self.trace.table(), path)
 
     def _curve(self, entrant: Entrant, seed: int, watch: Watch) -> None:
-        with self._open(seed) as runtime:
-            if self._finished(runtime, entrant.label, seed):
-                return
-            watch.begin(entrant.label, seed)
+        runtime = self._open(seed)
+        if self._finished(runtime, entrant.label, seed):
+            return
+        watch.begin(entrant.label, seed)
 
-            def record(row: Row, seconds: list[float]) -> None:
-                self.trace.add(row, seconds)
-                watch.row(row)
+        def record(row: Row, seconds: list[float]) -> None:
+            self.trace.add(row, seconds)
+            watch.row(row)
 
-            curve = Curve(
-                entrant=entrant,
-                seed=seed,
-                runtime=runtime,
-                parties=self._parties(runtime),
-                limits=self.plan.limits,
-                every=self.plan.every,
-                networks=self.plan.networks,
-                terms=self.terms,
-                shares_decisions=self.plan.topology == "star",
-                solution=self.solution,
-                record=record,
-                pause=self._pauser(runtime),
-            )
-            stop = curve.run(self._checkpoint_of(entrant.label, seed))
-            self.results.append(curve.result(stop))
-            if stop is Stop.DIVERGED and runtime.leader:
-                _say(f"{entrant.label} (seed {seed}) diverged: {curve.reason}")
-            self._write()
+        curve = Curve(
+            entrant=entrant,
+            seed=seed,
+            runtime=runtime,
+            parties=self._parties(runtime),
+            limits=self.plan.limits,
+            every=self.plan.every,
+            networks=self.plan.networks,
+            terms=self.terms,
+            shares_decisions=self.plan.topology == "star",
+            solution=self.solution,
+            record=record,
+            pause=self._pauser(runtime),
+        )
+        stop = curve.run(self._checkpoint_of(entrant.label, seed))
+        self.results.append(curve.result(stop))
+        if stop is Stop.DIVERGED and runtime.leader:
+            _say(f"{entrant.label} (seed {seed}) diverged: {curve.reason}")
+        self._write()
 
     def _checkpoint_of(self, label: str, seed: int) -> Checkpoint | None:
         found = self._checkpoint

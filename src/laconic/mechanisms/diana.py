@@ -70,7 +70,7 @@ class DIANA(Mechanism):
         a = self.rate
         if a is None:
             raise ValueError(f"{self} has no rate for its shifts; use settled(), or give rate=")
-        sent = await link.uplink(self.compressor, v - memory.shift)
+        sent = await link.uplink(self.compressor, v.sub_(memory.shift))
         change = sent.mean.dense()
         estimate = memory.mean + change
         sent.own.add_to(memory.shift, scale=a)

@@ -81,7 +81,7 @@ class EF21(Mechanism):
     async def exchange(
         self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, Memory]:
-        sent = await link.uplink(self.compressor, v - memory.shift)
+        sent = await link.uplink(self.compressor, v.sub_(memory.shift))
         sent.own.add_to(memory.shift)
         sent.mean.add_to(memory.estimate)
         return memory.estimate, memory

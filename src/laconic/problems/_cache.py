@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from laconic.core.problem import Constant, Constants, Kind, Solution
 
@@ -51,11 +51,15 @@ def _publish(path: Path, content: bytes) -> None:
 
 
 def _kept(path: Path, read: Callable[[Path], T], write: Callable[[T], bytes], compute: Callable[[], T]) -> T:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
+    try:
         return read(path)
+    except OSError:  # not there
+        pass
+    except (ValueError, KeyError, TypeError, SafetensorError):  # damaged
+        with contextlib.suppress(OSError):
+            path.unlink()
     value = compute()
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)  # absent, or damaged
         _publish(path, write(value))
         return read(path)
     return value
@@ -91,6 +95,6 @@ def _write_solution(solution: Solution) -> bytes:
 
 
 def _read_solution(path: Path) -> Solution:
-    tensors = load_file(str(path))
+    tensors = load(path.read_bytes())  # not mapped: the file may be replaced while the tensor is in use
     value, gap = tensors["value_gap"].tolist()
     return Solution(tensors["x"], value, gap)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jvp
+from torch.func import functional_call, grad, jacrev, vjp
 
 from laconic.core.keys import Keys
 from laconic.core.problem import Batch, Block, Constant, Constants, Kind, Oracles, Problem, Solution, single_threaded
@@ -106,8 +106,9 @@ class ModuleOracles(Oracles):
         if d > LARGEST_HESSIAN:
             raise ValueError(f"the module has {d} parameters; Hessians are formed up to {LARGEST_HESSIAN} of them")
         i, j = torch.triu_indices(d, d)
-        weights = torch.where(i == j, 1.0, math.sqrt(2.0)).to(self.dtype)
-        curvature = hessian(self._flat.value)
+        weights = torch.full((len(i),), math.sqrt(2.0), dtype=self.dtype)
+        weights[i == j] = 1.0
+        curvature = jacrev(grad(self._flat.value))
         return self._each(lambda *args: curvature(*args)[i, j] * weights, rows, len(i), x)
 
     def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
@@ -117,7 +118,7 @@ class ModuleOracles(Oracles):
         slope = grad(self._flat.value)
 
         def product(point: Tensor, direction: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-            return jvp(lambda at: slope(at, inputs, targets), (point,), (direction,))[1]
+            return vjp(lambda at: slope(at, inputs, targets), point)[1](direction)[0]  # the Hessian is symmetric
 
         return self._each(product, rows, self.d, x, v)
 

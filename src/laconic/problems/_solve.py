@@ -39,7 +39,8 @@ def minimise(oracles: LinearOracles, data: Dealt) -> Solution:
         operator = operator((d, d), matvec=lambda v: product(x, v.reshape(-1)), dtype=np.float64)
         return cg(operator, slope, rtol=1e-10, maxiter=10 * d)[0]
 
-    x = minimize(value, np.zeros(d), jac=gradient, hessp=product, method="Newton-CG", options={"xtol": 1e-6}).x
+    options = {"xtol": 1e-6, "maxiter": 30}
+    x = minimize(value, np.zeros(d), jac=gradient, hessp=product, method="Newton-CG", options=options).x
     best, least, near = x, math.inf, False
     for _ in range(NEWTON_STEPS):
         slope = gradient(x)

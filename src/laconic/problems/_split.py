@@ -88,7 +88,8 @@ class Dirichlet(Split):
 
     def _counts(self, sizes: np.ndarray, wanted: int, share: float, seed: int) -> np.ndarray:
         draws = Keys(seed, 0, "split/proportions", np.arange(len(sizes)), len(sizes)).uniform(1).numpy()[:, 0]
-        drawn = sizes * betaincinv(self.concentration * share, self.concentration * (1.0 - share), draws)
+        proportions = betaincinv(self.concentration * share, self.concentration * (1.0 - share), draws)
+        drawn = sizes * np.nan_to_num(proportions, nan=share)  # NaN where there is one class only
         low, high = -float(sizes.max()), float(sizes.max())
         for _ in range(100):
             middle = 0.5 * (low + high)

@@ -51,7 +51,8 @@ class CounterexampleOracles(Oracles):
         a = self._directions[torch.from_numpy(rows)]
         matrices = 2.0 * a[:, :, None] * a[:, None, :] + 0.5 * torch.eye(3, dtype=torch.float64)
         i, j = torch.triu_indices(3, 3)
-        return matrices[:, i, j] * torch.where(i == j, 1.0, math.sqrt(2.0))
+        matrices = matrices * (math.sqrt(2.0) + (1.0 - math.sqrt(2.0)) * torch.eye(3, dtype=torch.float64))
+        return matrices[:, i, j]
 
     def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
         """hess f_i(x) v, shape (rows, 3)."""

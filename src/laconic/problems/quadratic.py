@@ -261,6 +261,6 @@ def _solution(problem: Quadratic) -> Solution:
         squared = math.fsum(slope[0] ** 2)
         if squared < least:
             best, least = x, squared
-        x = x - solveh_banded(bands, slope[0])[None]
+        x = x - solveh_banded(bands[-d:], slope[0])[None]
     value = -0.5 * linear * float(best[0, 0])  # f(x*) = -b'x* / 2
     return Solution(torch.from_numpy(best[0].copy()), value, least / (2.0 * problem.mu))
