@@ -319,7 +319,7 @@ def test_svec_keeps_norms_and_inner_products(d: int, seed: int) -> None:
     matrix = torch.from_numpy(rng.standard_normal((d, d)))
     matrix = matrix + matrix.T
     i, j = torch.triu_indices(d, d)
-    svec = matrix[i, j] * torch.where(i == j, 1.0, math.sqrt(2.0))
+    svec = torch.where(i == j, matrix[i, j], matrix[i, j] * math.sqrt(2.0))
     assert torch.allclose(rows.svec_to_matrix(svec, d), matrix, rtol=1e-14)
     assert rows.square(svec) == pytest.approx(float((matrix**2).sum()), rel=1e-13)
 

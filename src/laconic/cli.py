@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,7 +64,7 @@ def _print_json(document: Any) -> None:
 
 @app.command("list")
 def list_(
-    kind: Annotated[Optional[str], typer.Argument(help="problem, method, mechanism, compressor or estimator.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="problem, method, mechanism, compressor or estimator.")] = None,
     as_json: Json = False,
 ) -> None:
     """List what can be named in a spec, and what cannot be imported, with the reason."""
@@ -132,22 +132,22 @@ def _guarantee(promise: dict[str, Any]) -> str:
 
 @app.command()
 def run(
-    file: Annotated[Optional[Path], typer.Argument(help="A TOML file with these options; options given here win.")] = None,
-    problem: Annotated[Optional[str], typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")] = None,
-    method: Annotated[Optional[list[str]], typer.Option(help="A method or mechanism; give it once for each.")] = None,
-    rounds: Annotated[Optional[int], typer.Option(help="Rounds of communication; 1000 if no limit is given.")] = None,
-    iterations: Annotated[Optional[int], typer.Option(help="Iterations of the method.")] = None,
-    until: Annotated[Optional[float], typer.Option(help="The gap f(x) - f* to reach.")] = None,
-    budget: Annotated[Optional[float], typer.Option(help="Uplink bytes per worker.")] = None,
-    every: Annotated[Optional[int], typer.Option(help="Iterations between two evaluations of f (default 1).")] = None,
-    seed: Annotated[Optional[list[int]], typer.Option(help="A seed; several are allowed (default 0).")] = None,
-    seeds: Annotated[Optional[str], typer.Option(help="How many seeds, or a list such as 0,3,7.")] = None,
-    network: Annotated[Optional[list[str]], typer.Option(help="Such as 10mbit,20ms, or a file of links.")] = None,
-    topology: Annotated[Optional[str], typer.Option(help="replicated or star.")] = None,
-    wire: Annotated[Optional[str], typer.Option(help="counted or encoded.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="The run directory (default runs/<time>).")] = None,
+    file: Annotated[Path | None, typer.Argument(help="A TOML file with these options; options given here win.")] = None,
+    problem: Annotated[str | None, typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="A method or mechanism; give it once for each.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of communication; 1000 if no limit is given.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Iterations of the method.")] = None,
+    until: Annotated[float | None, typer.Option(help="The gap f(x) - f* to reach.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Uplink bytes per worker.")] = None,
+    every: Annotated[int | None, typer.Option(help="Iterations between two evaluations of f (default 1).")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; several are allowed (default 0).")] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many seeds, or a list such as 0,3,7.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="Such as 10mbit,20ms, or a file of links.")] = None,
+    topology: Annotated[str | None, typer.Option(help="replicated or star.")] = None,
+    wire: Annotated[str | None, typer.Option(help="counted or encoded.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory (default runs/<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    data_dir: Annotated[Optional[Path], typer.Option(help="Where LIBSVM files are (else LACONIC_DATA).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where LIBSVM files are (else LACONIC_DATA).")] = None,
     as_json: Json = False,
 ) -> None:
     """Run methods on a problem, and print where each of them ended."""
@@ -227,8 +227,8 @@ def _print_results(found: Runs) -> None:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
-    out: Annotated[Optional[Path], typer.Option(help="Where to write (default: the run, or ./report for several).")] = None,
-    network: Annotated[Optional[str], typer.Option(help="The network of the seconds, such as 1gbit,1ms.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write (default: the run, or ./report for several).")] = None,
+    network: Annotated[str | None, typer.Option(help="The network of the seconds, such as 1gbit,1ms.")] = None,
 ) -> None:
     """Write report.html, paper figures (PDF, PNG) and tables (CSV, LaTeX)."""
     written = write_report(runs, out, network)

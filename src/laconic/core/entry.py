@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -22,7 +23,10 @@ class Range:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def _type_name(hint: Any) -> str:
     return " or ".join(names)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parameters(cls: type) -> tuple[Parameter, ...]:
     """The declared parameters of an entry class, in order."""
     hints = get_type_hints(cls, include_extras=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from laconic.core.entry import Entry
+from laconic.core.entry import Entry, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
 from laconic.core.theory import Guarantee, NoTheorem, Setting
@@ -32,6 +32,7 @@ class Mechanism(Entry, ABC):
     """
 
     kind: ClassVar[str] = "mechanism"
+    source: ClassVar[Source]
     needs: ClassVar[frozenset[Need]] = frozenset()
     public: ClassVar[bool] = False
     takes_step: ClassVar[bool] = False

@@ -63,10 +63,6 @@ class Message:
         """The bytes of each row, int64 of shape (rows,): the length of what `pack` makes of it."""
         return (self.bits + 7) >> 3
 
-    def field(self, slot: int) -> Tensor:
-        """The codes of one field as (rows, count), where every row has the same number."""
-        return self.codes[slot].view(self.rows, -1)
-
     def at(self, low: int, high: int) -> Message:
         """The message of rows low..high-1."""
         schema = tuple(Slot(s.coding, s.dtype, s.count[low:high] if isinstance(s.count, np.ndarray) else s.count) for s in self.schema)

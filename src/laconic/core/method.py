@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from laconic.core.entry import Entry
+from laconic.core.entry import Entry, Source
 from laconic.core.link import Link
 from laconic.core.problem import Oracles
 from laconic.core.theory import Guarantee, Setting
@@ -18,6 +18,7 @@ class Method(Entry, ABC):
     """An algorithm. `settled` fixes its open parameters from theory; `init` and `iterate` are its text."""
 
     kind: ClassVar[str] = "method"
+    source: ClassVar[Source]
 
     @abstractmethod
     def settled(self, setting: Setting) -> Method:

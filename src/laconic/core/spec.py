@@ -38,7 +38,11 @@ def _value(node: ast.expr, text: str) -> Any:
         if any(isinstance(argument, ast.Starred) for argument in node.args) or any(k.arg is None for k in node.keywords):
             raise ValueError(f"cannot read the spec {text!r}: * and ** have no meaning here")
         arguments = tuple(_value(argument, text) for argument in node.args)
-        keywords = {str(keyword.arg): _value(keyword.value, text) for keyword in node.keywords}
+        keywords: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg in keywords:
+                raise ValueError(f"{node.func.id}({keyword.arg}=...) : {keyword.arg!r} is given twice in {text!r}")
+            keywords[str(keyword.arg)] = _value(keyword.value, text)
         return _build(node.func.id, arguments, keywords, text)
     try:
         return ast.literal_eval(node)

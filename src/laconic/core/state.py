@@ -33,7 +33,7 @@ class Leaf:
     placement: Placement
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _marks(cls: type) -> dict[str, Placement | None]:
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: _mark(hints[field.name]) for field in dataclasses.fields(cls)}

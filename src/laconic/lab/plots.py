@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from laconic.lab.series import Figure, Line, clean
 from laconic.lab.style import MARKS_PER_LINE, style
 
 WIDTH = 6.5  # inches, the text width of a one-column paper
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -50,9 +53,10 @@ def _word(figure: Figure) -> str:
 
 def _save(canvas: Canvas, stem: Path) -> list[Path]:
     files = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
-    canvas.savefig(files[0], metadata={"CreationDate": None, "Producer": None})
     FigureCanvasAgg(canvas)
     canvas.savefig(files[1], dpi=200)
+    canvas.set_layout_engine("none")  # the layout is found; finding it again for the other format takes as long
+    canvas.savefig(files[0], metadata={"CreationDate": None, "Producer": None})
     return files
 
 
@@ -88,21 +92,30 @@ def _fill(axes: Axes, figure: Figure) -> None:
     axes.set_yscale("log")
     low, high = figure.window
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(LogLocator(numticks=8))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _decades(axes.yaxis, 8)
     if figure.axis.log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=7))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _decades(axes.xaxis, 7)
     else:
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(ScalarFormatter(useMathText=True))
     if low < figure.floor < high:
         axes.axhspan(low, figure.floor, color="0.92", zorder=0, linewidth=0)
     axes.set_xlabel(figure.axis.label)
     axes.set_ylabel(figure.measure)
     axes.grid(True, which="major", color="0.88", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _decades(axis: Axis, count: int) -> None:
+    axis.set_major_locator(LogLocator(numticks=count))
+    axis.set_major_formatter(FuncFormatter(_power))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _power(value: float, _: object = None) -> str:
+    """10⁻³ as text: typesetting it as mathematics takes most of the time of a figure."""
+    exponent = round(math.log10(value)) if value > 0 else 0
+    return f"{10**exponent}" if 0 <= exponent <= 2 else "10" + str(exponent).translate(_RAISED)
 
 
 def _line(axes: Axes, line: Line, place: int) -> None:

@@ -89,7 +89,7 @@ def _plain(setting: Setting, step: float | None) -> Guarantee:
     c = setting.constants
     (smooth,) = known(L=c.L)
     textbook = Source("Nesterov", 2004, "Introductory lectures on convex optimization", where="Theorem 2.1.15")
-    if not setting.convex or c.mu is None:
+    if c.mu is None:
         return Guarantee(1.0 / smooth, textbook, assumes=("f smooth",), leans_on=estimates(L=c.L))
     used = 1.0 / smooth if step is None else step
     return Guarantee(1.0 / smooth, textbook, 1.0 - used * float(c.mu), _distance, 0.0, 0.5 * smooth,

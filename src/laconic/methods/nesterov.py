@@ -73,8 +73,6 @@ class Nesterov(Method):
     def guarantee(self, setting: Setting) -> Guarantee:
         if not (isinstance(self.mechanism, Direct) and as_unbiased(self.mechanism.compressor.claim(setting.d, setting.n)) == 0.0):
             raise NoTheorem(f"no theorem covers {self}: acceleration needs exact gradients; give explicit step and momentum")
-        if not setting.convex:
-            raise NoTheorem(f"the theorem of {self} needs a convex f; give explicit step and momentum")
         c = setting.constants
         smooth, mu = known(L=c.L, mu=c.mu)
         step = 1.0 / smooth if self.step is None or isinstance(self.step, str) else float(self.step)

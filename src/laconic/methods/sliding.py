@@ -15,7 +15,7 @@ from laconic.core.method import Method, number
 from laconic.core.problem import Oracles
 from laconic.core.rows import square
 from laconic.core.state import Server
-from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
+from laconic.core.theory import Guarantee, Setting, Snapshot, Terms, estimates, known
 from laconic.methods._inner import minimise
 
 ACCURACY = 1.0 / 3.0  # ||grad A(w)|| <= ACCURACY * similarity * ||x_g - w||; the theorem's criterion follows from 0.44
@@ -67,8 +67,6 @@ class Sliding(Method):
     def settled(self, setting: Setting) -> Sliding:
         if None not in (self.similarity, self.mu, self.smooth):
             return self
-        if not setting.convex:
-            raise NoTheorem("the theorem of sliding needs a strongly convex f; give similarity, mu and smooth")
         c = setting.constants
         similarity, mu = known(delta_server=c.delta_server, mu=c.mu)
         similarity = max(similarity, 1e-9 * float(c.L))

@@ -17,11 +17,9 @@ from laconic.core.compressor import Mean, Packet
 from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Show, Text, Uplink, drive
 from laconic.core.ledger import Ledger
 from laconic.core.link import Link
-from laconic.core.message import Message, fixed_lengths
+from laconic.core.message import Malformed, Message, fixed_lengths
 from laconic.core.problem import Block
-from laconic.kernels.fold import fold_dense
 from laconic.runtime.base import Runtime, downlink_bytes, received, uplink_bytes
-from laconic.wire.coding import Malformed
 
 HEADER = 8  # bytes of a length that travels in front of a part whose size depends on data
 FIRST = 1 << 12  # bytes agreed for such a part before any has been seen
@@ -297,8 +295,7 @@ class ProcessGroup(Runtime):
 
     def _sum(self, packet: Packet) -> Tensor:
         total = torch.zeros(packet.shape, dtype=packet.dtype)
-        values = packet.decoded.dense()
-        fold_dense(values.reshape(values.shape[0], total.numel()), 1.0, total.view(-1))
+        packet.decoded.fold(total, 1.0)
         self._guard(lambda: dist.all_reduce(total))
         self.ledger.transport.payload += total.numel() * total.element_size()
         return total.div_(self.n)

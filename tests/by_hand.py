@@ -1,0 +1,116 @@
+"""Runs methods by hand on runtimes in this process, for tests that look at every state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from laconic.core import rows
+from laconic.core.mechanism import Mechanism
+from laconic.core.method import Method
+from laconic.core.problem import Block, Oracles, Problem, Solution
+from laconic.core.spec import parse
+from laconic.core.theory import Guarantee, Setting, Snapshot
+from laconic.methods.gd import GD
+from laconic.runtime.local import Local
+
+Runtimes = dict[str, Callable[[int, int], Local]]
+RUNTIMES: Runtimes = {
+    "plain": lambda n, seed: Local(n, seed=seed),
+    "three parts": lambda n, seed: Local(n, seed=seed, parts=3),
+    "encoded": lambda n, seed: Local(n, seed=seed, encoded=True),
+    "a part for each and two for none": lambda n, seed: Local(n, seed=seed, parts=n + 2, encoded=True),
+    "star": lambda n, seed: Local.debug(n, seed=seed),
+    "encoded star": lambda n, seed: Local.debug(n, seed=seed, encoded=True),
+}
+
+
+def problem_of(spec: str | Problem) -> Problem:
+    return cast(Problem, parse(spec)) if isinstance(spec, str) else spec
+
+
+def setting_of(problem: Problem) -> Setting:
+    oracles = problem.oracles(Block.whole(problem.n))
+    terms = oracles.terms()
+    return Setting(problem.constants(), problem.n, oracles.shape, (int(terms.min()), int(terms.max())), oracles.convex)
+
+
+def method_of(spec: Any, problem: Problem) -> Method:
+    """A settled method; a mechanism means gradient descent with it."""
+    entry: Any = parse(spec) if isinstance(spec, str) else spec
+    return (GD(entry) if isinstance(entry, Mechanism) else entry).settled(setting_of(problem))
+
+
+@dataclass
+class Course:
+    """A method on its way: `states` and `oracles` of every party; `go` moves on."""
+
+    method: Method
+    problem: Problem
+    runtime: Local
+    oracles: list[Oracles] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.oracles = self.oracles or [self.problem.host(link.block) for link in self.runtime.links]
+        self._begin(0)
+        pairs = zip(self.oracles, self.runtime.links, strict=True)
+        self.states = self.runtime.drive(*(self.method.init(oracles, link) for oracles, link in pairs))
+
+    def _begin(self, step: int) -> None:
+        self.step = step
+        for link in self.runtime.links:
+            link.begin(step)
+
+    def go(self, iterations: int = 1) -> Course:
+        for _ in range(iterations):
+            self._begin(self.step + 1)
+            parties = zip(self.states, self.oracles, self.runtime.links, strict=True)
+            self.states = self.runtime.drive(*(self.method.iterate(s, o, link) for s, o, link in parties))
+        return self
+
+    @property
+    def state(self) -> Any:
+        """The first party's, which holds the server."""
+        return self.states[0]
+
+    @property
+    def x(self) -> Tensor:
+        return self.method.point(self.state).clone()
+
+    def guarantee(self) -> Guarantee:
+        return self.method.guarantee(setting_of(self.problem))
+
+    def lyapunov(self, solution: Solution) -> float:
+        """Of a course with one party."""
+        promise, (oracles,) = self.guarantee(), self.oracles
+        assert promise.lyapunov is not None
+        gap = float(cast(Any, oracles).excess(self.x, solution).mean())
+        terms = promise.lyapunov(Snapshot(self.x, gap, rows.mean(oracles.gradients(self.x)), self.state, oracles, solution))
+        return terms.shared + (0.0 if terms.workers is None else math.fsum(terms.workers.tolist()) / self.problem.n)
+
+
+def start(spec: Any, problem: str | Problem, seed: int = 0, runtime: str = "plain") -> Course:
+    """A settled method on a problem after its init."""
+    problem = problem_of(problem)
+    return Course(method_of(spec, problem), problem, RUNTIMES[runtime](problem.n, seed))
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """The same bits, NaN and signs of zero included."""
+    return a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+
+
+def matrices(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Of a quadratic problem: A_i (n, d, d) and b_i (n, d), from the oracles alone."""
+    oracles = problem.oracles(Block.whole(problem.n))
+    zero = torch.zeros(oracles.shape, dtype=oracles.dtype)
+    columns = [oracles.gradients(e) for e in torch.eye(oracles.d, dtype=oracles.dtype)]
+    linear = -oracles.gradients(zero)
+    return torch.stack(columns, dim=2) + linear[:, :, None], linear
