@@ -146,8 +146,12 @@ SPLITS = [_split.Contiguous(), _split.Shuffled(), _split.Sorted(), _split.Dirich
 
 
 @given(
-    split=st.sampled_from(SPLITS), rows=st.integers(1, 200), workers=st.integers(1, 30), seed=st.integers(0, 5),
-    share=st.floats(0, 1), drop_last=st.booleans(),
+    split=st.sampled_from(SPLITS),
+    rows=st.integers(1, 200),
+    workers=st.integers(1, 30),
+    seed=st.integers(0, 5),
+    share=st.floats(0, 1),
+    drop_last=st.booleans(),
 )
 def test_every_row_is_dealt_once_and_sizes_differ_by_at_most_one(split, rows, workers, seed, share, drop_last) -> None:
     workers = min(workers, rows)
@@ -200,10 +204,13 @@ def test_fingerprints_tell_problems_apart_and_equal_content_alike(written) -> No
     base = Logistic(data=str(path), workers=2)
     assert base.fingerprint() == Logistic(data=str(other), workers=2).fingerprint()
     variants = [
-        Logistic(data=str(changed), workers=2), Logistic(data=str(path), workers=3),
+        Logistic(data=str(changed), workers=2),
+        Logistic(data=str(path), workers=3),
         Logistic(data=str(path), workers=2, l2=1),
-        Logistic(data=str(path), workers=2, nonconvex=0.1), Logistic(data=str(path), workers=2, split="sorted"),
-        Logistic(data=str(path), workers=2, intercept=True), Ridge(data=str(path), workers=2, l2=1e-3),
+        Logistic(data=str(path), workers=2, nonconvex=0.1),
+        Logistic(data=str(path), workers=2, split="sorted"),
+        Logistic(data=str(path), workers=2, intercept=True),
+        Ridge(data=str(path), workers=2, l2=1e-3),
     ]
     assert len({problem.fingerprint() for problem in [base, *variants]}) == len(variants) + 1
 

@@ -30,7 +30,17 @@ from laconic.runtime.local import Local
 ROOT = Path(__file__).resolve().parent.parent
 QUADRATIC = "quadratic(d=13, workers=5, noise=0.5, mu=0.05)"
 SOME = ["gd", "ef21(topk(k=2))", "diana(natural)", "marina(permk)", "proxskip"]
-SAME = ("status", "iterations", "rounds", "uplink_bytes", "uplink_bytes_total", "downlink_bytes", "messages", "gap", "x_sha256")
+SAME = (
+    "status",
+    "iterations",
+    "rounds",
+    "uplink_bytes",
+    "uplink_bytes_total",
+    "downlink_bytes",
+    "messages",
+    "gap",
+    "x_sha256",
+)
 TIMED = ("compute_seconds", "seconds[10mbit,20ms]")  # measured, so never the same twice
 
 
@@ -42,7 +52,7 @@ def untimed(runs: laconic.Runs) -> pd.DataFrame:
     return runs.trace.drop(columns=[name for name in TIMED if name in runs.trace])
 
 
-# ---- a problem whose every number is known by hand ------------------------------------------------------------------
+# ---- a problem whose every number is known by hand ---------------------------------------------------------
 
 
 class BowlOracles(Oracles):
@@ -137,7 +147,7 @@ def test_the_bound_of_the_theorem_lies_above_the_gap():
     assert (mean["gap"] <= mean["bound"] * (1 + 1e-9)).all()
 
 
-# ---- when a curve ends ----------------------------------------------------------------------------------------------
+# ---- when a curve ends -------------------------------------------------------------------------------------
 
 
 def test_limits():
@@ -196,14 +206,16 @@ def test_a_worker_with_bad_data_is_named():
         laconic.run(Bowl(sick=2), "gd(step=0.5)", rounds=3)
 
 
-# ---- the same bits everywhere -----------------------------------------------------------------------------------------
+# ---- the same bits everywhere ------------------------------------------------------------------------------
 
 
 def parts(count: int):
     return lambda n, *, seed, topology, encoded: Local(n, seed=seed, parts=count, encoded=encoded)
 
 
-@pytest.mark.parametrize("how", [{"runtime": parts(3)}, {"runtime": parts(2), "wire": "encoded"}, {"wire": "encoded"}, {"topology": "star"}])
+@pytest.mark.parametrize(
+    "how", [{"runtime": parts(3)}, {"runtime": parts(2), "wire": "encoded"}, {"wire": "encoded"}, {"topology": "star"}]
+)
 def test_parts_wire_and_topology_change_no_bit(how):
     plain = laconic.run(QUADRATIC, SOME, rounds=25, seeds=(4,))
     other = laconic.run(QUADRATIC, SOME, rounds=25, seeds=(4,), **how)
@@ -219,7 +231,7 @@ def test_seeds_differ_and_repeat():
     assert [one["x_sha256"], two["x_sha256"]] == [r["x_sha256"] for r in reversed(again.results)]
 
 
-# ---- the run directory --------------------------------------------------------------------------------------------------
+# ---- the run directory -------------------------------------------------------------------------------------
 
 
 def test_run_json_says_what_was_run(tmp_path):
@@ -232,9 +244,11 @@ def test_run_json_says_what_was_run(tmp_path):
     steps = [method["step"] for method in document["methods"]]
     assert steps[1] == 4 * steps[0] and steps[2] == 0.01
     assert document["methods"][0]["guarantee"]["source"] and document["methods"][3]["why"]
-    assert document["problem"]["constants"]["L"] == {"value": pytest.approx(1.0, abs=2), "kind": "exact", "how": ""} or (
-        document["problem"]["constants"]["L"]["kind"] == "exact"
-    )
+    assert document["problem"]["constants"]["L"] == {
+        "value": pytest.approx(1.0, abs=2),
+        "kind": "exact",
+        "how": "",
+    } or (document["problem"]["constants"]["L"]["kind"] == "exact")
     assert steps[0] == pytest.approx(1 / document["problem"]["constants"]["L"]["value"])
     assert {"python", "torch", "numpy", "numba"} <= set(document["versions"])
     assert [result["method"] for result in document["results"]] == [method["method"] for method in document["methods"]]
@@ -248,7 +262,7 @@ class Killed(Exception):
 
 
 def killed_run(out: Path, after: int, **options) -> None:
-    """A run that ends abruptly at the `after`-th call into the network, having saved a checkpoint at every iteration."""
+    """A run that ends abruptly after some calls into the network, having saved a checkpoint at every iteration."""
 
     class Mortal(Local):
         calls = 0
@@ -397,7 +411,7 @@ def test_a_checkpoint_keeps_every_dtype(tmp_path):
     assert found.tensors["a"][0] == 1.5 and found.tensors["a"][1].isnan()
 
 
-# ---- what cannot be run ---------------------------------------------------------------------------------------------------
+# ---- what cannot be run ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

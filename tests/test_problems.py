@@ -163,7 +163,9 @@ def everything(oracles: Oracles, x: Tensor, rows: np.ndarray | None = None) -> l
     """What a block computes at x; more than one call per kind, so that borrowed memory is copied."""
     v = normal(oracles.d, seed=5).to(oracles.dtype)
     return [
-        oracles.values(x, rows), oracles.gradients(x, rows), oracles.hessians(x, rows).clone(),
+        oracles.values(x, rows),
+        oracles.gradients(x, rows),
+        oracles.hessians(x, rows).clone(),
         oracles.products(x, v, rows),
     ]
 
@@ -196,9 +198,7 @@ def test_minibatches_average_their_terms(problem, oracles) -> None:
     batch = oracles.sample(keys, 6, rows)
     assert (batch.indices >= 0).all() and (batch.indices < terms[rows][:, None]).all()
     drawn = oracles.gradients(x, rows, batch)
-    single = [
-        oracles.gradients(x, rows, dataclasses.replace(batch, indices=batch.indices[:, [k]])) for k in range(6)
-    ]
+    single = [oracles.gradients(x, rows, dataclasses.replace(batch, indices=batch.indices[:, [k]])) for k in range(6)]
     assert torch.allclose(drawn, torch.stack(single).mean(dim=0), rtol=1e-12, atol=1e-14)
     everyone = np.array([np.arange(terms[0])])
     whole = oracles.gradients(x, np.array([0]), dataclasses.replace(batch, indices=everyone))
@@ -267,10 +267,17 @@ def test_constants_of_quadratics_equal_eigenvalues(name) -> None:
     spread = math.sqrt(norm(np.mean([(one - mean) @ (one - mean) for one in h], axis=0)))
     smooth = np.array([norm(one) for one in h])
     expected = {
-        "L": np.linalg.eigvalsh(mean)[-1], "L_max": smooth.max(), "L_tilde": math.sqrt((smooth**2).mean()),
-        "L_plus": math.sqrt(norm(np.mean([one @ one for one in h], axis=0))), "L_pm": spread, "delta_mean": spread,
-        "mu": np.linalg.eigvalsh(mean)[0], "mu_workers": min(np.linalg.eigvalsh(one)[0] for one in h),
-        "delta": max(apart), "delta_server": apart[0], "hessian_lipschitz": 0.0,
+        "L": np.linalg.eigvalsh(mean)[-1],
+        "L_max": smooth.max(),
+        "L_tilde": math.sqrt((smooth**2).mean()),
+        "L_plus": math.sqrt(norm(np.mean([one @ one for one in h], axis=0))),
+        "L_pm": spread,
+        "delta_mean": spread,
+        "mu": np.linalg.eigvalsh(mean)[0],
+        "mu_workers": min(np.linalg.eigvalsh(one)[0] for one in h),
+        "delta": max(apart),
+        "delta_server": apart[0],
+        "hessian_lipschitz": 0.0,
     }
     for name, value in expected.items():
         assert getattr(c, name).kind is Kind.EXACT
@@ -628,7 +635,8 @@ def test_fingerprints_of_modules_see_parameters_and_data() -> None:
     loss, inputs, targets = torch.nn.functional.cross_entropy, normal(11, 3, seed=9), torch.arange(11) % 2
     same = Custom.from_module(small_module(), loss, inputs, targets, workers=4)
     others = [
-        Custom.from_module(changed, loss, inputs, targets, workers=4), of_module(l2=0.5),
+        Custom.from_module(changed, loss, inputs, targets, workers=4),
+        of_module(l2=0.5),
         Custom.from_module(small_module(), loss, inputs + 1.0, targets, workers=4),
         Custom.from_module(small_module(), loss, inputs, targets, workers=3),
     ]

@@ -25,14 +25,30 @@ from laconic.runtime.network import Network
 NETWORK = "10mbit,20ms"
 
 
-def rows(method: str, seed: int = 0, *, rate: float = 0.5, count: int = 11, size: int = 100, **changes: Any) -> list[dict]:
+def rows(
+    method: str, seed: int = 0, *, rate: float = 0.5, count: int = 11, size: int = 100, **changes: Any
+) -> list[dict]:
     """A curve whose gap is rate^t after t rounds of `size` bytes, 25 ms each at 10 Mbit/s and 20 ms."""
     found = []
     for t in range(count):
         row: dict[str, Any] = dict.fromkeys(schema([NETWORK]).names, math.nan)
         gap = rate**t
-        row |= {"method": method, "seed": seed, "iteration": t, "rounds": t, "uplink": float(size * t), "uplink_max": size * t}
-        row |= {"downlink": 0.0, "downlink_max": 0, "messages": t, "flights": t, "peak": size * t, "compute_seconds": 0.001 * t}
+        row |= {
+            "method": method,
+            "seed": seed,
+            "iteration": t,
+            "rounds": t,
+            "uplink": float(size * t),
+            "uplink_max": size * t,
+        }
+        row |= {
+            "downlink": 0.0,
+            "downlink_max": 0,
+            "messages": t,
+            "flights": t,
+            "peak": size * t,
+            "compute_seconds": 0.001 * t,
+        }
         row |= {"gap": gap, "f": 1.0 + gap, "grad_norm2": gap**2, "bound": 2 * gap, "status": "running"}
         row[f"seconds[{NETWORK}]"] = 0.02 * t + 8 * size * t / 1e7 + 0.001 * t
         found.append(row | changes)
@@ -40,7 +56,9 @@ def rows(method: str, seed: int = 0, *, rate: float = 0.5, count: int = 11, size
     return found
 
 
-def runs(*curves: list[dict], spec: str = "bowl", accuracy: float = 1e-14, data: str = "d1", path: Path | None = None) -> Runs:
+def runs(
+    *curves: list[dict], spec: str = "bowl", accuracy: float = 1e-14, data: str = "d1", path: Path | None = None
+) -> Runs:
     frame = pd.DataFrame([row for curve in curves for row in curve])
     table = pa.Table.from_pandas(frame[schema([NETWORK]).names], schema=schema([NETWORK]), preserve_index=False)
     labels = list(dict.fromkeys(frame["method"]))
@@ -49,23 +67,32 @@ def runs(*curves: list[dict], spec: str = "bowl", accuracy: float = 1e-14, data:
         "assumes": ["f smooth"], "leans_on": ["delta"], "tight": False, "sure": True,
     }  # fmt: skip
     methods = [
-        {"method": label, "spec": label, "settled": label, "step": 0.1, "step_kind": "theorem", "why": None, "guarantee": guarantee}
+        {
+            "method": label,
+            "spec": label,
+            "settled": label,
+            "step": 0.1,
+            "step_kind": "theorem",
+            "why": None,
+            "guarantee": guarantee,
+        }
         for label in labels
     ]
     known = bool(frame["gap"].notna().any())
     solution = {"value": 1.0, "gap": accuracy, "accuracy": accuracy} if known else None
     document = {
-        "identity": {"networks": [{"name": NETWORK}]},
+        "identity": {"problem": spec, "data_sha256": data, "networks": [{"name": NETWORK}]},
+        "solution": solution,
         "problem": {
-            "spec": spec, "parameters": {"d": 3}, "workers": 4, "terms": 40, "shape": [3], "data_sha256": data,
-            "solution": solution, "constants": {"L": {"value": 1.0, "kind": "exact", "how": ""}},
+            "spec": spec, "parameters": {"d": 3}, "workers": 4, "terms": 40, "shape": [3], 
+            "constants": {"L": {"value": 1.0, "kind": "exact", "how": ""}},
         },
         "methods": methods, "results": [], "versions": {"python": "3"}, "machine": {"cores": 2},
     }  # fmt: skip
     return Runs(document, table, path)
 
 
-# ---- series -------------------------------------------------------------------------------------------------------------
+# ---- series ------------------------------------------------------------------------------------------------
 
 
 def line(frame: pd.DataFrame, key: str = "rounds", floor: float = 0.0) -> series.Line:
@@ -136,7 +163,7 @@ def test_another_network_is_priced_from_the_trace():
     np.testing.assert_allclose(again[f"seconds[{NETWORK}]"], frame[f"seconds[{NETWORK}]"])
 
 
-def test_one_method_far_below_the_others_does_not_press_them_together():
+def test_a_method_far_below_the_others_does_not_press_them_together():
     frame = runs(rows("a", rate=0.5), rows("b", rate=0.6), rows("c", rate=1e-3)).trace
     low, high = series.figure(frame, series.axes(frame, None)[0], 0.0).window
     assert low == pytest.approx(0.5 * 0.5**10 * series.TAIL) and high == 3.0
@@ -152,7 +179,7 @@ def test_styles_repeat_late_and_markers_stay_on_the_line():
     assert marked(found, 0) != marked(found, 1)
 
 
-# ---- tables -------------------------------------------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------------------
 
 
 def summary(found: Runs, accuracy: float = 0.0) -> list[tables.Summary]:
@@ -195,7 +222,7 @@ def test_latex_is_escaped_and_set_with_booktabs():
     assert text.isascii()
 
 
-# ---- figures and page ----------------------------------------------------------------------------------------------------
+# ---- figures and page --------------------------------------------------------------------------------------
 
 
 def test_figures_are_written_as_pdf_and_png(tmp_path):
@@ -212,7 +239,9 @@ def test_figures_are_written_as_pdf_and_png(tmp_path):
 
 def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
     label = "gd(<b>x</b> & 'y')"
-    written = laconic.report(runs(rows(label), rows("b", 0), rows("b", 1, rate=0.3), spec="custom('<script>')"), tmp_path)
+    written = laconic.report(
+        runs(rows(label), rows("b", 0), rows("b", 1, rate=0.3), spec="custom('<script>')"), tmp_path
+    )
     text = written.page.read_text()
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text), "the page asks for something outside itself"
     assert "<b>x</b>" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)

@@ -133,7 +133,9 @@ def _guarantee(promise: dict[str, Any]) -> str:
 @app.command()
 def run(
     file: Annotated[Path | None, typer.Argument(help="A TOML file with these options; options given here win.")] = None,
-    problem: Annotated[str | None, typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")] = None,
+    problem: Annotated[
+        str | None, typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="A method or mechanism; give it once for each.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of communication; 1000 if no limit is given.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Iterations of the method.")] = None,
@@ -208,7 +210,7 @@ def _remembered(out: Path) -> dict[str, Any]:
 def _print_results(found: Runs) -> None:
     frame = found.trace
     measure, label = measure_of(frame)
-    floor = accuracy(found.document["problem"]["solution"])
+    floor = accuracy(found.document["solution"])
     steps = {one["method"]: Steps(one["step"], one["step_kind"]) for one in found.document["methods"]}
     networks = [one["name"] for one in found.document["identity"]["networks"]]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -227,7 +229,9 @@ def _print_results(found: Runs) -> None:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write (default: the run, or ./report for several).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write (default: the run, or ./report for several).")
+    ] = None,
     network: Annotated[str | None, typer.Option(help="The network of the seconds, such as 1gbit,1ms.")] = None,
 ) -> None:
     """Write report.html, paper figures (PDF, PNG) and tables (CSV, LaTeX)."""

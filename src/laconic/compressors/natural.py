@@ -32,7 +32,12 @@ class Natural(Compressor):
     aliases = ("cnat",)
     example = "natural"
     layout = "sign and exponent of every value: 12 bits for float64, 9 bits for float32"
-    source = Source("Horvath, Ho, Horvath, Sahu, Canini, Richtarik", 2019, "Natural compression for distributed deep learning", "1905.10988")
+    source = Source(
+        "Horvath, Ho, Horvath, Sahu, Canini, Richtarik",
+        2019,
+        "Natural compression for distributed deep learning",
+        "1905.10988",
+    )
 
     def claim(self, d: int, n: int) -> Unbiased:
         return Unbiased(0.125)

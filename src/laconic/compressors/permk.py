@@ -38,8 +38,12 @@ class PermK(Compressor):
     aliases = ("perm",)
     example = "permk"
     layout = "the worker's own values of full width in index order; who owns what follows from the shared seed"
-    source = Source("Szlendak, Tyurin, Richtarik", 2021,
-                    "Permutation compressors for provably faster distributed nonconvex optimization", "2110.03300")  # fmt: skip
+    source = Source(
+        "Szlendak, Tyurin, Richtarik",
+        2021,
+        "Permutation compressors for provably faster distributed nonconvex optimization",
+        "2110.03300",
+    )
 
     def claim(self, d: int, n: int) -> AB:
         if d >= n:

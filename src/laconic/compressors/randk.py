@@ -16,7 +16,9 @@ from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.wire.coding import Bits
 
-_SOURCE = Source("Konecny, Richtarik", 2016, "Randomized distributed mean estimation: accuracy vs communication", "1611.07555")
+_SOURCE = Source(
+    "Konecny, Richtarik", 2016, "Randomized distributed mean estimation: accuracy vs communication", "1611.07555"
+)
 _LAYOUT = "k values of full width in index order; the support follows from the seed and is not sent"
 
 

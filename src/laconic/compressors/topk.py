@@ -39,8 +39,12 @@ class TopK(Compressor):
     aliases = ("top",)
     example = "topk(k=0.05)"
     layout = "k sorted indices (Rice-coded gaps or a bitmap, whichever is shorter), then k values of full width"
-    source = Source("Alistarh, Hoefler, Johansson, Khirirat, Konstantinov, Renggli", 2018,
-                    "The convergence of sparsified gradient methods", "1809.10505")  # fmt: skip
+    source = Source(
+        "Alistarh, Hoefler, Johansson, Khirirat, Konstantinov, Renggli",
+        2018,
+        "The convergence of sparsified gradient methods",
+        "1809.10505",
+    )
 
     def claim(self, d: int, n: int) -> Contractive:
         return Contractive(amount(self.k, d) / d)

@@ -38,9 +38,9 @@ class Contractive:
 
 @dataclass(frozen=True)
 class AB:
-    """Unbiased and drawn jointly over workers: E||(1/n) sum Q_i(a_i) - mean a||^2 <= A (1/n) sum ||a_i||^2 - B ||mean a||^2.
+    """Unbiased and drawn jointly over workers, each single Q_i with its `omega`:
 
-    `omega` is each single Q_i's.
+    E||(1/n) sum Q_i(a_i) - mean a||^2 <= A (1/n) sum ||a_i||^2 - B ||mean a||^2.
     """
 
     A: float
@@ -134,7 +134,7 @@ class Sparse(Decoded):
 class Compressor(Entry, ABC):
     """Turns vectors into messages. A pure function of vectors and keys, unless `start` gives it a state.
 
-    An author writes `schema`, `codes` and `decode`, and `claim` where there is one. `layout` describes the wire in words.
+    An author writes `schema`, `codes` and `decode`, and `claim` where there is one. `layout` is the wire in words.
     """
 
     kind: ClassVar[str] = "compressor"

@@ -130,7 +130,7 @@ class Step(Range):
         return (0.0, -1.0, math.nan, math.inf, "fast", "-2x", "x")
 
     def __str__(self) -> str:
-        return 'a number > 0, a multiple of the theorem\'s step such as "4x", or None for the theorem\'s'
+        return "a number > 0, a multiple of the theorem's step such as \"4x\", or None for the theorem's"
 
 
 Stepsize = Annotated[float | str | None, Step()]
@@ -235,7 +235,9 @@ def _type_name(hint: Any) -> str:
         if isinstance(member, type) and issubclass(member, Entry):
             names.append(f"a {member.kind}")
         elif isinstance(member, type):
-            names.append({"NoneType": "None", "str": "text", "bool": "True or False"}.get(member.__name__, member.__name__))
+            names.append(
+                {"NoneType": "None", "str": "text", "bool": "True or False"}.get(member.__name__, member.__name__)
+            )
     return " or ".join(names)
 
 
@@ -259,7 +261,7 @@ def parameters(cls: type) -> tuple[Parameter, ...]:
 
 
 def spec_of(entry: Entry) -> str:
-    """The spec string of an entry: `name(positional entry, key=value)`, defaults left out. It parses back to an equal entry."""
+    """The spec string of an entry, defaults left out: `name(entry, key=value)`. It parses back to an equal entry."""
     parts, keyword = [], False
     for parameter in parameters(type(entry)):
         value = getattr(entry, parameter.name)
@@ -278,6 +280,17 @@ def _same(a: Any, b: Any) -> bool:
 
 
 __all__ = [
-    "Amount", "Count", "Entry", "Interval", "OneOf", "Parameter", "Range", "Source", "Step", "Stepsize",
-    "amount", "parameters", "spec_of",
+    "Amount",
+    "Count",
+    "Entry",
+    "Interval",
+    "OneOf",
+    "Parameter",
+    "Range",
+    "Source",
+    "Step",
+    "Stepsize",
+    "amount",
+    "parameters",
+    "spec_of",
 ]

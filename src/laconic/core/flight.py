@@ -34,7 +34,7 @@ class Uplink(Ask):
 
 @dataclass(frozen=True)
 class Downlink(Ask):
-    """A message of the server to the workers in `to` (all of them where it is None). Without content where the server is not."""
+    """A message of the server to the workers in `to` (None: to all). Without content where the server is not."""
 
     packet: Packet
     to: np.ndarray | None

@@ -98,7 +98,7 @@ class Keys:
         return out
 
     def subsets(self, d: int, k: int) -> np.ndarray:
-        """A uniform sorted k-subset of 0..d-1 per row, int64 of shape (rows, k), in O(k log k) draws and no permutation."""
+        """A uniform sorted k-subset of 0..d-1 per row, int64 of shape (rows, k), from k draws (Floyd)."""
         out = np.empty((self.rows, k), dtype=np.int64)
         over_rows(philox.subsets, self.rows, 8 * out.size, self.address, self.workers, d, out)
         return out

@@ -14,7 +14,7 @@ Flight = Callable[["np.ndarray | None", "np.ndarray | None"], None]
 
 @dataclass
 class Transport:
-    """Bytes that this process handed to the transport: messages, and what surrounds them (lengths, padding, control)."""
+    """Bytes that this process handed to the transport: messages, and what surrounds them (lengths, padding)."""
 
     payload: int = 0
     framing: int = 0

@@ -159,7 +159,7 @@ class Link:
     async def uplink(
         self, what: Packet | Compressor | None, v: Tensor | None = None, who: Cohort | None = None
     ) -> Sent:
-        """Compresses, sends and decodes: one message of each local worker in `who` (all where it is None) to the server.
+        """Compresses, sends and decodes: one message to the server of each local worker in `who` (None: of all).
 
         `what` is a packet made before, a compressor for v (speaking rows, *shape), or None for v as it is.
         """
@@ -173,7 +173,7 @@ class Link:
         return sent
 
     async def broadcast(self, x: Tensor, compressor: Compressor | None = None, to: Cohort | None = None) -> Tensor:
-        """The server's x (*shape) as the workers in `to` (all where it is None) decode it; NaN on parties without any."""
+        """The server's x (*shape) as the workers in `to` (None: all) decode it; NaN on parties without any."""
         stream = self._address("down")
         keys = Keys(self._root.seed, self._root.step, stream, np.array([SERVER]), self.n)
         packet = self._pack(compressor or _EXACT, x[None], keys, np.zeros(1, dtype=np.int64))

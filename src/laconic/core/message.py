@@ -54,8 +54,12 @@ class Message:
     def bits(self) -> np.ndarray:
         """The bits of each row, int64 of shape (rows,), found without encoding."""
         total = np.zeros(self.rows, dtype=np.int64)
-        for slot, codes, offsets in zip(self.schema, self.codes, self.offsets, strict=True):
-            slot.coding.measure(codes.numpy(), offsets, total)
+        for place, (slot, codes) in enumerate(zip(self.schema, self.codes, strict=True)):
+            known = slot.coding.fixed(np.int64(slot.count)) if isinstance(slot.count, int) else None
+            if known is not None:
+                total += known
+            else:
+                slot.coding.measure(codes.numpy(), self.offsets[place], total)
         return total
 
     @property
@@ -65,7 +69,10 @@ class Message:
 
     def at(self, low: int, high: int) -> Message:
         """The message of rows low..high-1."""
-        schema = tuple(Slot(s.coding, s.dtype, s.count[low:high] if isinstance(s.count, np.ndarray) else s.count) for s in self.schema)
+        schema = tuple(
+            Slot(s.coding, s.dtype, s.count[low:high] if isinstance(s.count, np.ndarray) else s.count)
+            for s in self.schema
+        )
         pairs = zip(self.codes, self.offsets, strict=True)
         return Message(schema, tuple(codes[offsets[low] : offsets[high]] for codes, offsets in pairs), high - low)
 
@@ -122,7 +129,7 @@ def _counts(slot: Slot, rows: int, codes: tuple[Tensor, ...] | list[Tensor]) -> 
         if np.any((counts < 0) | (counts > slot.count.most)):
             raise Malformed(f"a count is not in 0..{slot.count.most}")
         return counts
-    return np.broadcast_to(np.asarray(slot.count, dtype=np.int64), (rows,))
+    return slot.count if isinstance(slot.count, np.ndarray) else np.full(rows, slot.count, dtype=np.int64)
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -76,8 +76,8 @@ class Constants:
     L_plus : mean ||grad f_i(x) - grad f_i(y)||^2 <= L_plus^2 ||x - y||^2.
     L_pm : the same mean less ||grad f(x) - grad f(y)||^2 is <= L_pm^2 ||x - y||^2 (Szlendak et al. 2021).
     mu : strong convexity of f (also its Polyak-Lojasiewicz constant).  mu_workers : of the least convex f_i.
-    delta : max_i sup_x ||hess f_i(x) - hess f(x)||.  delta_server : the same for worker 0's f_i, which the server holds.
-    delta_mean : root mean square over i, (1/n) sum ||(grad f_i - grad f)(x) - (grad f_i - grad f)(y)||^2 <= delta_mean^2 ||x - y||^2.
+    delta : max_i sup_x ||hess f_i(x) - hess f(x)||.  delta_server : the same for worker 0's f_i (the server's copy).
+    delta_mean : mean ||(grad f_i - grad f)(x) - (grad f_i - grad f)(y)||^2 <= delta_mean^2 ||x - y||^2.
     L_sample : smoothness of the least smooth single term of any f_i.
     sigma_star : sqrt((1/n) sum ||grad f_i(x*)||^2), how different the workers are at the solution.
     hessian_lipschitz : of the Hessian of f, in spectral norm.
@@ -131,7 +131,7 @@ class Calls:
 
 
 class Oracles(ABC):
-    """What the workers of one block can compute. Points are one `(*shape)` for all rows or one per row `(rows, *shape)`.
+    """What the workers of one block can compute, at one point (*shape) for all rows or one per row (rows, *shape).
 
     Rows are positions inside the block, int64; None means all of them. A worker that is not asked computes nothing.
     """
@@ -149,7 +149,9 @@ class Oracles(ABC):
     def server(self) -> Oracles:
         """The server's own copy of worker 0's function, as a block of one worker (for methods that use similarity)."""
         if self._server is None:
-            raise ValueError(f"{type(self).__name__} was not made by Problem.host, so the server has no function of its own")
+            raise ValueError(
+                f"{type(self).__name__} was not made by Problem.host: the server has no function of its own"
+            )
         return self._server()
 
     @property
@@ -178,7 +180,7 @@ class Oracles(ABC):
         return self._values(x, self._rows(rows))
 
     def gradients(self, x: Tensor, rows: np.ndarray | None = None, batch: Batch | None = None) -> Tensor:
-        """grad f_i(x) for the rows, or the mean gradient over a minibatch, shape (rows, *shape). Owned by the caller."""
+        """grad f_i(x) for the rows, or the mean over a minibatch, shape (rows, *shape). The caller owns it."""
         rows = self._rows(rows)
         self.calls.gradient_terms += int(self.terms()[rows].sum() if batch is None else batch.indices.size)
         return self._gradients(x, rows, batch)
@@ -204,7 +206,7 @@ class Oracles(ABC):
 
 
 class Problem(Entry, ABC):
-    """A problem of the catalogue: its data, its workers and how rows are dealt. `oracles` gives what a block computes."""
+    """A problem of the catalogue: its data, its workers, how rows are dealt. `host` gives what a block computes."""
 
     kind: ClassVar[str] = "problem"
 
@@ -244,7 +246,7 @@ R = TypeVar("R")
 
 
 def single_threaded(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs dense algebra of the server or of constants on one thread, so that its bits do not depend on the machine's load."""
+    """Runs a function's dense algebra on one thread of torch, so that its bits do not depend on how many there are."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -9,7 +9,9 @@ from typing import Any
 from laconic.core.entry import Entry, parameters
 from laconic.core.registry import catalogue
 
-GRAMMAR = "a name, or name(value, key=value, ...) where a value is a number, quoted text, True, False, None or another spec"
+GRAMMAR = (
+    "a name, or name(value, key=value, ...) where a value is a number, quoted text, True, False, None or another spec"
+)
 
 
 def parse(text: str) -> Entry:
@@ -35,7 +37,9 @@ def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):
         return _build(node.id, (), {}, text)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if any(isinstance(argument, ast.Starred) for argument in node.args) or any(k.arg is None for k in node.keywords):
+        if any(isinstance(argument, ast.Starred) for argument in node.args) or any(
+            k.arg is None for k in node.keywords
+        ):
             raise ValueError(f"cannot read the spec {text!r}: * and ** have no meaning here")
         arguments = tuple(_value(argument, text) for argument in node.args)
         keywords: dict[str, Any] = {}
@@ -56,7 +60,9 @@ def _build(name: str, arguments: tuple, keywords: dict[str, Any], text: str) -> 
     known = [parameter.name for parameter in parameters(cls)]
     listing = f"its parameters are {', '.join(known)}" if known else "it has no parameters"
     if len(arguments) > len(known):
-        raise ValueError(f"{name} takes at most {len(known)} values and was given {len(arguments)} in {text!r}; {listing}")
+        raise ValueError(
+            f"{name} takes at most {len(known)} values and was given {len(arguments)} in {text!r}; {listing}"
+        )
     given = dict(zip(known, arguments, strict=False))
     for key, value in keywords.items():
         if key not in known:

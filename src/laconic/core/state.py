@@ -1,4 +1,4 @@
-"""Placements: whose value a field of a state is. Checkpoints, other numbers of processes and the star follow from it."""
+"""Placements: whose value a field of a state is. Checkpoints and other numbers of processes follow from it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,10 @@ def restore(state: Any, values: dict[str, Tensor], prefix: str = "") -> Any:
         if value.shape != state.shape or value.dtype != state.dtype:
             raise ValueError(f"the checkpoint's {prefix!r} is {_form(value)} and the run needs {_form(state)}")
         return value.clone()
-    renewed = {name: restore(value, values, f"{prefix}.{name}" if prefix else name) for name, value, _ in _children(state, prefix, None)}
+    renewed = {
+        name: restore(value, values, f"{prefix}.{name}" if prefix else name)
+        for name, value, _ in _children(state, prefix, None)
+    }
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         return dataclasses.replace(state, **renewed)
     if isinstance(state, dict):

@@ -15,7 +15,7 @@ from laconic.core.problem import Constant, Constants, Kind, Oracles, Solution
 
 @dataclass(frozen=True)
 class Setting:
-    """What a theorem is asked about: the problem's constants, workers, shape of x, and terms per worker (fewest, most)."""
+    """What a theorem is asked about: constants, workers, the shape of x, and terms per worker (fewest, most)."""
 
     constants: Constants
     n: int

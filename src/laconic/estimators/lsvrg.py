@@ -47,9 +47,12 @@ class LSVRG(Estimator):
     aliases = ("l_svrg",)
     example = "lsvrg(batch=8)"
     vanishing = True
-    source = Source("Kovalev, Horvath, Richtarik", 2019,
-                    "Don't jump through hoops and remove those loops: SVRG and Katyusha are better without the outer loop",
-                    "1901.08689")  # fmt: skip
+    source = Source(
+        "Kovalev, Horvath, Richtarik",
+        2019,
+        "Don't jump through hoops and remove those loops: SVRG and Katyusha are better without the outer loop",
+        "1901.08689",
+    )
 
     def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
         gradient = oracles.gradients(x)
@@ -67,7 +70,11 @@ class LSVRG(Estimator):
         return Estimate(same(x), reference, Probe(x, same, oracles.gradients))
 
     def _renewed(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Reference:
-        p = self.probability if self.probability is not None else torch.from_numpy(self.batch / oracles.terms()).clamp(max=1.0)
+        p = (
+            self.probability
+            if self.probability is not None
+            else torch.from_numpy(self.batch / oracles.terms()).clamp(max=1.0)
+        )
         rows = link.coins(p).nonzero()[:, 0]
         if not len(rows):
             return state

@@ -11,25 +11,26 @@ from __future__ import annotations
 import math
 
 import numba
+import numpy as np
+from numba import uint32, uint64
 
 LOGISTIC, SQUARES = 0, 1
+ROWS = 256  # rows whose inner products are taken before their slopes are, so that neither waits for the other
 SMALL_MOVE = 1e-3  # below it the series of the logistic divergence is the more accurate form
 
 
 @numba.njit(inline="always")
 def _dot(indptr, indices, values, row, x, point):
     total = 0.0
-    for k in range(indptr[row], indptr[row + 1]):
-        total += values[k] * x[point, indices[k]]
+    for k in range(uint64(indptr[row]), uint64(indptr[row + 1])):
+        total += values[k] * x[point, uint32(indices[k])]  # unsigned: no test for negative indices
     return total
 
 
 @numba.njit
 def _sigmoid(z):
-    if z >= 0.0:
-        return 1.0 / (1.0 + math.exp(-z))
-    e = math.exp(z)
-    return e / (1.0 + e)
+    e = math.exp(-abs(z))
+    return (1.0 if z >= 0.0 else e) / (1.0 + e)
 
 
 @numba.njit
@@ -72,18 +73,25 @@ def values(low, high, rows, starts, indptr, indices, data, labels, x, l2, noncon
 def gradients(low, high, rows, batch, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
     """out[r] = grad f_i(x) of worker rows[r] over its terms batch[r], or over all where batch has no columns."""
     d, size = x.shape[1], batch.shape[1]
+    slopes = np.empty(ROWS)
     for r in range(low, high):
         worker, point = rows[r], r if x.shape[0] > 1 else 0
         first = starts[worker]
         count = size if size > 0 else starts[worker + 1] - first
         for j in range(d):
             out[r, j] = 0.0
-        for term in range(count):
-            row = first + (batch[r, term] if size > 0 else term)
-            s = _dot(indptr, indices, data, row, x, point)
-            slope = -labels[row] * _sigmoid(-labels[row] * s) if loss == LOGISTIC else s - labels[row]
-            for k in range(indptr[row], indptr[row + 1]):
-                out[r, indices[k]] += slope * data[k]
+        for begin in range(0, count, ROWS):
+            some = min(ROWS, count - begin)
+            for t in range(some):
+                row = first + (batch[r, begin + t] if size > 0 else begin + t)
+                slopes[t] = _dot(indptr, indices, data, row, x, point)
+            for t in range(some):
+                label = labels[first + (batch[r, begin + t] if size > 0 else begin + t)]
+                slopes[t] = -label * _sigmoid(-label * slopes[t]) if loss == LOGISTIC else slopes[t] - label
+            for t in range(some):
+                row = first + (batch[r, begin + t] if size > 0 else begin + t)
+                for k in range(uint64(indptr[row]), uint64(indptr[row + 1])):
+                    out[r, uint32(indices[k])] += slopes[t] * data[k]
         for j in range(d):
             out[r, j] = out[r, j] / count + l2 * x[point, j]
         if nonconvex > 0.0:
@@ -124,13 +132,13 @@ def hessians(low, high, rows, starts, indptr, indices, data, labels, x, l2, nonc
             weight = _curvature(labels[row], s, loss) / count
             end = indptr[row + 1]
             for k in range(indptr[row], end):
-                i = indices[k]
+                i = np.int64(indices[k])
                 base = i * d - (i * (i + 1)) // 2
                 scaled = weight * data[k]
                 triangle[base + i] += scaled * data[k]
                 scaled *= root
-                for other in range(k + 1, end):
-                    triangle[base + indices[other]] += scaled * data[other]
+                for other in range(uint64(k + 1), uint64(end)):
+                    triangle[uint64(base + indices[other])] += scaled * data[other]
         for i in range(d):
             triangle[i * d - (i * (i - 1)) // 2] += _bend(x[point, i], l2, nonconvex)
 

@@ -61,15 +61,19 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def scatter_rows(indices: Tensor, values: Tensor, offsets: np.ndarray, rows: np.ndarray, scale: float, target: Tensor) -> None:
-    """target[rows[r], indices] += scale * values for every row r of a ragged batch; target is (local, d), written in place."""
+def scatter_rows(
+    indices: Tensor, values: Tensor, offsets: np.ndarray, rows: np.ndarray, scale: float, target: Tensor
+) -> None:
+    """target[rows[r], indices] += scale * values for every row r of a ragged batch; target is (local, d), in place."""
     if target.device.type != "cpu":
         lengths = torch.from_numpy(np.diff(offsets)).to(target.device)
         where = torch.repeat_interleave(torch.from_numpy(rows).to(target.device), lengths)
         target.index_put_((where, indices), scale * values, accumulate=True)
         return
     factor = _numpy(target).dtype.type(scale)
-    over_rows(_scatter_rows, len(rows), len(values), _numpy(indices), _numpy(values), offsets, rows, factor, _numpy(target))
+    over_rows(
+        _scatter_rows, len(rows), len(values), _numpy(indices), _numpy(values), offsets, rows, factor, _numpy(target)
+    )
 
 
 def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -> None:

@@ -42,7 +42,9 @@ def encode(v: Tensor, address: np.ndarray, workers: np.ndarray) -> Tensor:
     out = torch.empty(v.shape, dtype=torch.int16)
     top = np.uint64((1 << (WIDTH[v.dtype] - 1)) - 1)
     patterns = v.contiguous().numpy().view(f"u{size}")
-    over_rows(_encode, v.shape[0], 8 * v.numel(), patterns, mantissa, top, address, workers, out.numpy().view(np.uint16))
+    over_rows(
+        _encode, v.shape[0], 8 * v.numel(), patterns, mantissa, top, address, workers, out.numpy().view(np.uint16)
+    )
     return out
 
 

@@ -32,7 +32,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 @numba.njit(inline="always")
 def word_pair(address, worker, block):
-    """Two 64-bit words at positions 2 * block and 2 * block + 1 of a worker's stream. `address` is (k0, k1, step, step')."""
+    """The words at positions 2 * block and 2 * block + 1 of a worker's stream. `address` is (k0, k1, step, step')."""
     a, b, c, d = philox4x32(uint32(block), uint32(worker), address[2], address[3], address[0], address[1])
     return uint64(a) | (uint64(b) << uint64(32)), uint64(c) | (uint64(d) << uint64(32))
 

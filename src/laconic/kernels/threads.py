@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-SMALL = 1 << 14  # elements of work under which starting threads costs more than it saves
+SMALL = 1 << 16  # elements of work under which starting threads costs more than it saves
 
 
 @functools.lru_cache(maxsize=1)

@@ -53,7 +53,7 @@ class Recorded(NamedTuple):
 
 
 class Tally:
-    """Flights, and the sum of their largest messages: what any network of equal lines needs. A listener of the ledger."""
+    """Flights and the sum of their largest messages, which price a network of equal lines. A listener of the ledger."""
 
     def __init__(self) -> None:
         self.flights = self.peak = 0
@@ -155,7 +155,7 @@ class Curve:
     # ---- ends ---------------------------------------------------------------------------------------------------
 
     def _decide(self, previous: Tensor) -> tuple[Stop, bool]:
-        """Whether a limit is reached, and whether to evaluate; the leader decides where others cannot see ledger and x."""
+        """Whether a limit is reached, whether to evaluate; the leader decides where others cannot see ledger and x."""
         stop, due = self._limit_here(), self._due()
         if self.shares_decisions:
             code = self.runtime.agree(2 * stop + due)
@@ -168,7 +168,10 @@ class Curve:
     def _due(self) -> bool:
         if self._recorded.iteration < 0:
             return True
-        return self.iteration - self._recorded.iteration >= self.every and self.runtime.ledger.rounds > self._recorded.rounds
+        return (
+            self.iteration - self._recorded.iteration >= self.every
+            and self.runtime.ledger.rounds > self._recorded.rounds
+        )
 
     def _limit_here(self) -> Stop:
         ledger, limits = self.runtime.ledger, self.limits
@@ -263,7 +266,9 @@ class Curve:
             "messages": ledger.messages_up + ledger.messages_down,
             "transport_bytes": {"payload": ledger.transport.payload, "framing": ledger.transport.framing},
             "compute_seconds": self.stopwatch.seconds,
-            "seconds": {n.name: c.seconds + self.stopwatch.seconds for n, c in zip(self.networks, self.clocks, strict=True)},
+            "seconds": {
+                n.name: c.seconds + self.stopwatch.seconds for n, c in zip(self.networks, self.clocks, strict=True)
+            },
             "f": trace.finite(seen.f),
             "gap": trace.finite(seen.gap),
             "grad_norm2": trace.finite(seen.grad_norm2),
@@ -343,10 +348,12 @@ class Pacer:
 
 
 def _plain(seen: Evaluation | None) -> dict[str, Any] | None:
-    return None if seen is None else {k: repr(v) if isinstance(v, float) else v for k, v in vars(seen).items()}
+    """For JSON, which has no NaN: floats as text that reads back exactly."""
+    return None if seen is None else {name: str(value) for name, value in vars(seen).items()}
 
 
-def _evaluation(plain: dict[str, Any] | None) -> Evaluation | None:
+def _evaluation(plain: dict[str, str] | None) -> Evaluation | None:
     if plain is None:
         return None
-    return Evaluation(**{k: v if k == "culprit" else float(v) for k, v in plain.items()})
+    numbers = {name: float(value) for name, value in plain.items() if name != "culprit"}
+    return Evaluation(**numbers, culprit=plain["culprit"])

@@ -15,6 +15,7 @@ from laconic.core.problem import Block, Problem
 from laconic.core.registry import catalogue
 from laconic.core.spec import example, parse
 from laconic.core.theory import Guarantee, NoTheorem, Setting
+from laconic.lab.plan import descent
 from laconic.lab.settle import guarantee_record
 
 KINDS = ("problem", "method", "mechanism", "compressor", "estimator")
@@ -110,11 +111,13 @@ def _guarantee(instance: Mechanism | Method) -> dict[str, Any]:
     """The guarantee of gradient descent with a mechanism, or of a method, worked out on the reference problem."""
     problem = parse(REFERENCE)
     assert isinstance(problem, Problem)
-    method = catalogue().find("gd")(instance) if isinstance(instance, Mechanism) else instance
+    method = descent(instance) if isinstance(instance, Mechanism) else instance
     assert isinstance(method, Method)
     oracles = problem.oracles(Block.whole(problem.n))
     terms = oracles.terms()
-    setting = Setting(problem.constants(), problem.n, oracles.shape, (int(terms.min()), int(terms.max())), oracles.convex)
+    setting = Setting(
+        problem.constants(), problem.n, oracles.shape, (int(terms.min()), int(terms.max())), oracles.convex
+    )
     try:
         settled = method.settled(setting)
         promise: Guarantee = settled.guarantee(setting)

@@ -36,7 +36,10 @@ class Party:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A point as the trace sees it; NaN where something is not known. `culprit` names a worker whose value is not finite."""
+    """A point as the trace sees it; NaN where something is not known.
+
+    `culprit` names a worker whose value or gradient is not finite.
+    """
 
     f: float
     gap: float

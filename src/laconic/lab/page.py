@@ -1,4 +1,4 @@
-"""The report as one HTML file that works offline: interactive figures by plotly, tables, and where every number is from."""
+"""The report as one HTML file that works offline: interactive figures by plotly, tables, and where numbers are from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from laconic.lab.tables import Summary, cells, headings
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1.25rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
+body { max-width: 1180px; margin: 2rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin-top: 1.6rem; }
 code { font: 0.92em ui-monospace, monospace; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
@@ -67,16 +68,19 @@ def _e(value: Any) -> str:
 
 def _head(section: Section) -> str:
     problem = section.document["problem"]
-    solution = problem["solution"]
+    solution = section.document["solution"]
     known = (
         "no reference solution: figures show ‖∇f(x)‖²"
         if solution is None
-        else f"f* = {solution['value']:.10g}, certified to {solution['gap']:.1e}; gaps are known to {solution['accuracy']:.1e}"
+        else f"f* = {solution['value']:.10g} to {solution['gap']:.1e}, gaps to {solution['accuracy']:.1e}"
     )
     chosen = ", ".join(f"{name} = {value}" for name, value in problem["parameters"].items())
     sizes = f"{problem['workers']} workers, {problem['terms']} terms, x of shape {tuple(problem['shape'])}"
-    dashed = "Dashed: the theorem's bound. Grey zone: below the accuracy of the gap. Bands: least to greatest over seeds. Click a legend entry to hide it."
-    return f"<h2><code>{_e(section.title)}</code></h2><p><code>{_e(chosen)}</code></p><p>{_e(sizes)}; {_e(known)}.</p><p class='note'>{dashed}</p>"
+    key = "Dashed: the theorem's bound. Bands: least to greatest over seeds. Grey: below the accuracy of the gap."
+    return (
+        f"<h2><code>{_e(section.title)}</code></h2><p><code>{_e(chosen)}</code></p><p>{_e(sizes)}; {_e(known)}.</p>"
+        f"<p class='note'>{key} Click a legend entry to hide it.</p>"
+    )
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------
@@ -102,7 +106,11 @@ def _plot(figure: Figure) -> go.Figure:
         hovermode="closest",
     )
     plot.update_yaxes(
-        type="log", range=[math.log10(low), math.log10(high)], title=figure.measure, exponentformat="power", dtick=_tick(low, high)
+        type="log",
+        range=[math.log10(low), math.log10(high)],
+        title=figure.measure,
+        exponentformat="power",
+        dtick=_tick(low, high),
     )
     plot.update_xaxes(title=figure.axis.label, type="log" if figure.axis.log else "linear")
     if figure.axis.log:
@@ -129,7 +137,9 @@ def _traces(line: Line, look: Style, place: int) -> list[go.Scatter]:
         found.append(go.Scatter(x=line.x, y=line.bound, mode="lines", line=dash, **group))
     found.append(go.Scatter(x=line.x, y=line.y, mode="lines", line={"color": look.colour, "width": 2}, **group))
     marks = marked(line, place)
-    text = "<br>".join(html.escape(piece) for piece in textwrap.wrap(name, 44, break_on_hyphens=False)) or html.escape(name)
+    text = "<br>".join(html.escape(piece) for piece in textwrap.wrap(name, 44, break_on_hyphens=False)) or html.escape(
+        name
+    )
     points = {"color": look.colour, "symbol": look.symbol, "size": 8}
     # the legend entry: line and marker together, drawn over the line so that hovering finds it
     found.append(
@@ -197,7 +207,7 @@ def _constants(section: Section) -> str:
 
 def _origin(section: Section) -> str:
     document = section.document
-    facts = {**document["versions"], **document["machine"], "data": document["problem"]["data_sha256"]}
+    facts = {**document["versions"], **document["machine"], "data": document["identity"]["data_sha256"]}
     rows = [[_e(name), f"<code>{_e(value)}</code>"] for name, value in facts.items()]
     rows += [["run", f"<code>{_e(source)}</code>"] for source in section.sources]
     return f"<details><summary>Versions and machine</summary>{_table(['what', 'value'], rows, ())}</details>"

@@ -76,7 +76,7 @@ class Plan:
     data_dir: Path | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Plain values for run.json; a run is resumed only by an equal one. How many processes run it is no part of it."""
+        """Plain values for run.json; a run is resumed only by an equal one, on any number of processes."""
         return {
             "problem": str(self.problem),
             "methods": [{"label": named.label, "spec": named.given} for named in self.methods],
@@ -140,7 +140,11 @@ def _kind(found: Any) -> str:
 def _methods(given: Any) -> tuple[Named, ...]:
     if isinstance(given, (str, Entry)):
         given = [given]
-    pairs = [(label, spec) for label, spec in given.items()] if isinstance(given, Mapping) else [_pair(one) for one in given]
+    pairs = (
+        [(label, spec) for label, spec in given.items()]
+        if isinstance(given, Mapping)
+        else [_pair(one) for one in given]
+    )
     named = tuple(_named(label, spec) for label, spec in pairs)
     if not named:
         raise ValueError("run(methods=[]) : give at least one method, such as 'gd' or 'ef21(topk(k=0.05))'")
@@ -160,11 +164,17 @@ def _pair(one: Any) -> tuple[str | None, Any]:
     return (one[0], one[1]) if isinstance(one, tuple) and len(one) == 2 else (None, one)
 
 
+def descent(mechanism: Mechanism) -> Method:
+    """Gradient descent with a mechanism."""
+    gd: Any = catalogue().find("gd")
+    return gd(mechanism)
+
+
 def _named(label: str | None, spec: Any) -> Named:
     found = parse(spec) if isinstance(spec, str) else spec
     given = spec if isinstance(spec, str) else str(spec)
     if isinstance(found, Mechanism):
-        found = catalogue().find("gd")(found)
+        found = descent(found)
     if not isinstance(found, Method):
         hint = f"; as in gd(direct({spec}))" if isinstance(found, Entry) and found.kind == "compressor" else ""
         raise ValueError(f"{spec} is {_kind(found)}, not a method or mechanism{hint}")
@@ -172,7 +182,9 @@ def _named(label: str | None, spec: Any) -> Named:
 
 
 def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
-    wrong = ValueError(f"run(seeds={given!r}) : seeds must be a list of different integers >= 0, or how many (0, 1, ...)")
+    wrong = ValueError(
+        f"run(seeds={given!r}) : seeds must be a list of different integers >= 0, or how many (0, 1, ...)"
+    )
     if isinstance(given, int) and not isinstance(given, bool):
         if given < 1:
             raise wrong

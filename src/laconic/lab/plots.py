@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from laconic.lab.style import MARKS_PER_LINE, style
 
 WIDTH = 6.5  # inches, the text width of a one-column paper
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.labelsize": 8,
@@ -72,7 +73,7 @@ def _single(figure: Figure) -> Canvas:
 def _overview(figures: Sequence[Figure]) -> Canvas:
     columns = 2
     handles = _handles(figures[0], wrap=46)
-    lines = sum(handle.get_label().count("\n") + 1 for handle in handles) / columns
+    lines = sum(str(handle.get_label()).count("\n") + 1 for handle in handles) / columns
     canvas = Canvas(figsize=(1.12 * WIDTH, 2.5 + 0.17 * (lines + 1)), layout="constrained")
     parts = canvas.subplots(1, len(figures), sharey=True, squeeze=False)[0]
     for part, figure in zip(parts, figures, strict=True):
@@ -122,7 +123,9 @@ def _line(axes: Axes, line: Line, place: int) -> None:
     look = style(place)
     axes.plot(line.x, line.y, color=look.colour, zorder=3)
     marks = marked(line, place)
-    axes.plot(line.x[marks], line.y[marks], linestyle="none", color=look.colour, marker=look.marker, markersize=4, zorder=4)
+    axes.plot(
+        line.x[marks], line.y[marks], linestyle="none", color=look.colour, marker=look.marker, markersize=4, zorder=4
+    )
     if line.seeds > 1:
         axes.fill_between(line.x, line.low, line.high, color=look.colour, alpha=0.2, linewidth=0, zorder=2)
     if line.bound is not None:
@@ -130,12 +133,14 @@ def _line(axes: Axes, line: Line, place: int) -> None:
 
 
 def marked(line: Line, place: int) -> list[int]:
-    """A few places along a line, shifted from method to method so that markers of close lines do not hide each other."""
+    """A few places along a line, shifted from method to method so that markers of close lines are all seen."""
     shown = np.flatnonzero(np.isfinite(line.y))
     if len(shown) <= MARKS_PER_LINE:
         return shown.tolist()
     heights = np.log10(line.y[shown])
-    run = np.arange(len(shown)) / len(shown) + np.append(0.0, np.abs(np.diff(heights)).cumsum()) / max(1e-9, np.ptp(heights))
+    run = np.arange(len(shown)) / len(shown) + np.append(0.0, np.abs(np.diff(heights)).cumsum()) / max(
+        1e-9, np.ptp(heights)
+    )
     wanted = (np.arange(MARKS_PER_LINE) + 0.15 + 0.7 * ((place * 0.381966) % 1.0)) / MARKS_PER_LINE * run[-1]
     return sorted({int(shown[i]) for i in np.searchsorted(run, wanted).clip(0, len(shown) - 1)})
 

@@ -68,8 +68,8 @@ def _groups(loaded: Sequence[Runs]) -> list[list[Runs]]:
     """Runs on the same problem and data together, in the order given."""
     groups: dict[tuple[str, str], list[Runs]] = {}
     for one in loaded:
-        problem = one.document["problem"]
-        groups.setdefault((problem["spec"], problem["data_sha256"]), []).append(one)
+        identity = one.document["identity"]
+        groups.setdefault((identity["problem"], identity["data_sha256"]), []).append(one)
     return list(groups.values())
 
 
@@ -97,7 +97,7 @@ def _merge(group: Sequence[Runs]) -> _Merged:
             names[label] = f"{label} [{one.path.name if one.path else number + 1}]" if clash or other else label
             taken |= {(names[label], seed): label for seed in seeds}
             methods.setdefault(names[label], {**method, "method": names[label]})
-        frame["method"] = frame["method"].map(names)
+        frame["method"] = [names[str(label)] for label in frame["method"]]
         frames.append(frame)
     merged = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     present = set(merged["method"])
@@ -113,7 +113,7 @@ def _section(group: Sequence[Runs], chosen: Network | None) -> tuple[Section, st
     network = _network(group, chosen)
     if chosen is not None:
         frame = price(frame, [chosen])
-    floor = accuracy(document["problem"]["solution"])
+    floor = accuracy(document["solution"])
     figures = [figure(frame, axis, floor) for axis in axes(frame, network)]
     measure, _ = measure_of(frame)
     steps = {one["method"]: Steps(one["step"], one["step_kind"]) for one in merged.methods}

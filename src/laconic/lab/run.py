@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
 
-from laconic.core.entry import parameters
 from laconic.core.problem import Constants, Oracles, Problem, Solution
 from laconic.core.theory import Setting
 from laconic.lab.curve import Curve, Pacer, Stop
 from laconic.lab.evaluate import Excess, Party, survey
 from laconic.lab.plan import Limits, Plan, plan
 from laconic.lab.progress import Watch
+from laconic.lab.record import machine, problem_record, solution_record, versions
 from laconic.lab.settle import Entrant, settle
 from laconic.lab.store import Checkpoint, RunDirectory
 from laconic.lab.trace import Row, Trace
@@ -117,8 +115,8 @@ def run(
     rounds, iterations, until, budget : when a curve ends: rounds of communication, iterations of the method, the gap
         f(x) - f* to reach, mean uplink bytes per worker. The first that is met ends it; without a bound on rounds,
         iterations or bytes it is 1000 rounds.
-    every : the trace evaluates f and its gradient at x^0, whenever `every` iterations and at least one round have passed
-        since (iterations without communication leave the server's x as it was), and at the end.
+    every : the trace evaluates f and its gradient at x^0, whenever `every` iterations and at least one round have
+        passed since (iterations without communication leave the server's x as it was), and at the end.
     seeds : the seeds, or how many of them.
     network : one or several networks for simulated seconds, such as "10mbit,20ms" (see `Network.parse`).
     topology : "replicated" (every process does the server's part) or "star" (one does; in a single process this is
@@ -193,7 +191,7 @@ class _Session:
         self.solution: Solution | None = problem.solution(data_dir)
         if self.plan.limits.until is not None and self.solution is None:
             raise ValueError(
-                f"run(until={self.plan.limits.until:g}) : {problem} has no reference solution, so its gap is not known; "
+                f"run(until={self.plan.limits.until:g}) : {problem} has no reference solution and no known gap; "
                 "limit rounds, iterations or budget instead"
             )
         shape, convex = parties[0].oracles.shape, parties[0].oracles.convex
@@ -202,6 +200,7 @@ class _Session:
         for network in self.plan.networks:
             network.clock(problem.n)  # a missing line is an error now, not after the first curve
         self.shape = shape
+        self._identity = {**self.plan.identity(), "data_sha256": problem.fingerprint(data_dir)}
 
     # ---- the directory, on the leader ---------------------------------------------------------------------------
 
@@ -222,11 +221,12 @@ class _Session:
                 self._checkpoint = Checkpoint.read(directory.sources[source - 1])
         mine = 0 if self._checkpoint is None else self._checkpoint.fingerprint
         if runtime.agree(mine) != mine:
-            raise ValueError(f"process {runtime.rank} does not see the checkpoint in {directory.path} that the first one does")
+            raise ValueError(
+                f"process {runtime.rank} does not see the checkpoint in {directory.path} that the first one does"
+            )
 
     def _read_directory(self, directory: RunDirectory, resume: bool) -> int:
-        identity = {**self.plan.identity(), "data": self.plan.problem.fingerprint(self.plan.data_dir)}
-        document = directory.open(identity, resume, _say)
+        document = directory.open(self._identity, resume, _say)
         source = 0
         if document is not None:
             self.results = document["results"]
@@ -257,37 +257,16 @@ class _Session:
 
     def document(self) -> dict[str, Any]:
         """The contents of run.json."""
-        problem = self.plan.problem
-        fingerprint = problem.fingerprint(self.plan.data_dir)
+        stable = all(isinstance(oracles, Excess) for oracles in self._oracles.values())
         return {
-            "identity": {**self.plan.identity(), "data": fingerprint},
-            "problem": {
-                "spec": str(problem),
-                "parameters": {one.name: str(getattr(problem, one.name)) for one in parameters(type(problem))},
-                "workers": problem.n,
-                "shape": list(self.shape),
-                "terms": self.terms,
-                "data_sha256": fingerprint,
-                "solution": self._solution_record(),
-                "constants": {
-                    name: {"value": constant.value, "kind": constant.kind.value, "how": constant.how}
-                    for name, constant in self.constants.named().items()
-                },
-            },
+            "identity": self._identity,
+            "problem": problem_record(self.plan.problem, self.shape, self.terms, self.constants),
+            "solution": solution_record(self.solution, stable),
             "methods": [entrant.record() for entrant in self.entrants],
             "results": self.results,
             "versions": versions(),
             "machine": machine(),
         }
-
-    def _solution_record(self) -> dict[str, float] | None:
-        """`gap` certifies f*; `accuracy` is what can be told of f(x) - f*, which cancels unless the oracles know better."""
-        if self.solution is None:
-            return None
-        value, gap = self.solution.value, self.solution.gap
-        stable = all(isinstance(oracles, Excess) for oracles in self._oracles.values())
-        rounding = 0.0 if stable else 4.0 * sys.float_info.epsilon * abs(value)
-        return {"value": value, "gap": gap, "accuracy": gap + rounding}
 
     # ---- running ------------------------------------------------------------------------------------------------
 
@@ -355,23 +334,3 @@ class _Session:
 
 def _say(line: str) -> None:
     print(f"laconic: {line}", file=sys.stderr)
-
-
-def versions() -> dict[str, str]:
-    """Of laconic and everything that can change a number."""
-    names = ("laconic", "torch", "numpy", "numba", "scipy", "scikit-learn")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """The machine that a run was made on; processes are torchrun's."""
-    return {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from laconic.lab.trace import DIVERGED, seconds_column
+from laconic.lab.trace import DIVERGED, curves, numbers, seconds_column
 from laconic.runtime.network import Network
 
 POINTS = 1500  # per line; more cannot be seen and make the page heavy
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-TAIL = 1e-4  # how far below the second best the best one is followed
+TAIL = 1e-10  # how far below the median method the best ones are followed
 _SPREAD = 8.0  # an axis on which methods end this many times apart is logarithmic
 
 
@@ -30,7 +30,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One method on one axis. `low` and `high` are the least and largest over seeds; `bound` is the theorem's, or None."""
+    """One method on one axis; `low` and `high` are the extremes over seeds, `bound` is the theorem's, or None."""
 
     label: str
     x: np.ndarray
@@ -55,7 +55,7 @@ class Figure:
 
 def measure_of(frame: pd.DataFrame) -> tuple[str, str]:
     """Column and label of what converges: the gap, or the squared gradient norm where f* is not known."""
-    if frame["gap"].notna().any():
+    if np.isfinite(numbers(frame, "gap")).any():
         return "gap", "f(x) − f*"
     return "grad_norm2", "‖∇f(x)‖²"
 
@@ -66,14 +66,14 @@ def price(frame: pd.DataFrame, networks: Sequence[Network]) -> pd.DataFrame:
     for network in networks:
         column = seconds_column(network.name)
         if column not in frame:
-            travel = network.price(frame["flights"].to_numpy(float), frame["peak"].to_numpy(float))
-            frame[column] = travel + frame["compute_seconds"]
+            travel = network.price(numbers(frame, "flights"), numbers(frame, "peak"))
+            frame[column] = travel + numbers(frame, "compute_seconds")
     return frame
 
 
 def axes(frame: pd.DataFrame, network: str | None) -> list[Axis]:
     """Rounds, uplink bytes per worker, and seconds on a network where one is given."""
-    largest = float(frame["uplink"].max())
+    largest = float(numbers(frame, "uplink").max())
     unit, name = next(((size, name) for size, name in _BYTES if largest >= size), (1.0, "B"))
     found = [
         Axis("rounds", "communication rounds", "rounds"),
@@ -87,27 +87,24 @@ def axes(frame: pd.DataFrame, network: str | None) -> list[Axis]:
 
 
 def _spread(frame: pd.DataFrame, column: str) -> bool:
-    ends = frame.groupby(["method", "seed"], sort=False)[column].max()
-    ends = ends[ends > 0]
-    return bool(len(ends)) and float(ends.max()) > _SPREAD * float(ends.min())
+    ends = [numbers(seed, column).max() for _, seeds in curves(frame) for seed in seeds]
+    ends = [end for end in ends if end > 0]
+    return bool(ends) and max(ends) > _SPREAD * min(ends)
 
 
 def figure(frame: pd.DataFrame, axis: Axis, floor: float) -> Figure:
     """The figure of a trace on one axis."""
     column, label = measure_of(frame)
     floor = floor if column == "gap" else 0.0
-    lines = tuple(
-        _line(str(method), curves, axis, column, floor) for method, curves in frame.groupby("method", sort=False)
-    )
+    lines = tuple(_line(method, seeds, axis, column, floor) for method, seeds in curves(frame))
     return Figure(axis, label, lines, floor, _window(lines))
 
 
-def _line(label: str, curves: pd.DataFrame, axis: Axis, column: str, floor: float) -> Line:
-    seeds = [seed.sort_values("iteration") for _, seed in curves.groupby("seed", sort=False)]
-    xs = [seed[axis.column].to_numpy(float) / axis.unit for seed in seeds]
+def _line(label: str, seeds: Sequence[pd.DataFrame], axis: Axis, column: str, floor: float) -> Line:
+    xs = [numbers(seed, axis.column) / axis.unit for seed in seeds]
     grid = _grid(xs, axis.log)
-    values = _on_grid(grid, xs, [np.maximum(seed[column].to_numpy(float), floor) for seed in seeds])
-    bounds = _on_grid(grid, xs, [seed["bound"].to_numpy(float) for seed in seeds])
+    values = _on_grid(grid, xs, [np.maximum(numbers(seed, column), floor) for seed in seeds])
+    bounds = _on_grid(grid, xs, [numbers(seed, "bound") for seed in seeds])
     enough = np.isfinite(values).sum(axis=0) * 2 > len(seeds) - 1
     grid, values, bounds = grid[enough], values[:, enough], bounds[:, enough]
     has_bound = bool(len(grid)) and bool(np.isfinite(bounds).any()) and column == "gap"
@@ -119,7 +116,7 @@ def _line(label: str, curves: pd.DataFrame, axis: Axis, column: str, floor: floa
         high=_over(np.nanmax, values),
         bound=_over(np.nanmedian, bounds) if has_bound else None,
         seeds=len(seeds),
-        diverged=bool((curves["status"] == DIVERGED).any()),
+        diverged=any(DIVERGED in set(seed["status"]) for seed in seeds),
     )
 
 
@@ -165,13 +162,13 @@ def _on_grid(grid: np.ndarray, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray
 
 def _window(lines: Sequence[Line]) -> tuple[float, float]:
     """What to show of the vertical axis: a diverging method and bounds far above leave it at the top."""
-    # one method that falls far below all others would press those together, so its tail leaves the figure
+    # methods that fall far below the others would press those together, so their tails leave the figure
     firsts = [line.y[0] for line in lines if len(line.y) and np.isfinite(line.y[0])]
     lows = sorted(float(np.nanmin(line.low)) for line in lines if np.isfinite(line.low).any())
     if not firsts or not lows:
         return 1e-3, 1.0
     top = 3.0 * max(firsts)
-    bottom = max(lows[0], lows[min(1, len(lows) - 1)] * TAIL)
+    bottom = max(lows[0], lows[len(lows) // 2] * TAIL)
     return min(bottom / 2.0, top / 100.0), top
 
 

@@ -87,7 +87,8 @@ def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(dtype=uint8).numpy()) if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(dtype=uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -152,7 +153,9 @@ class RunDirectory:
         try:
             return pq.read_table(self.trace)
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{self.trace} is damaged ({error}); move it away and start again with another --out") from None
+            raise ValueError(
+                f"{self.trace} is damaged ({error}); move it away and start again with another --out"
+            ) from None
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keeps the last checkpoint as the one before."""
@@ -162,7 +165,7 @@ class RunDirectory:
         write_atomically(self.checkpoint, content)
 
     def read_checkpoint(self, say: Callable[[str], None]) -> tuple[Checkpoint | None, int]:
-        """The newest checkpoint that is whole, and which of `sources` it is (1, 2); None and 0 where there is none at all.
+        """The newest checkpoint that is whole, and which of `sources` it is (1, 2); None and 0 where there is none.
 
         Raises ValueError where there are checkpoints and every one is damaged.
         """

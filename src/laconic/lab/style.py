@@ -7,7 +7,8 @@ from dataclasses import dataclass
 # Okabe and Ito's palette (2008), which people with any colour vision tell apart, without its yellow, which is too pale
 # for lines; then four of Tol's muted scheme (2021), far from those in lightness
 COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288", "#777777",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00",
+    "#882255", "#999933", "#332288", "#777777",
 )  # fmt: skip
 # (matplotlib, plotly); the numbers of markers and of colours share no factor, so 132 methods differ
 MARKERS = (

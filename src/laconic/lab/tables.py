@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from laconic.lab.trace import last_rows, seconds_column
+from laconic.lab.trace import curves, numbers, seconds_column
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -48,28 +49,42 @@ class Steps:
 
 def headings(measure: str) -> tuple[str, ...]:
     """Column titles, with units."""
-    return ("method", "rounds", "uplink [kB/worker]", "downlink [kB/worker]", "time [s]", f"final {measure}", "step", "status")
+    return (
+        "method",
+        "rounds",
+        "uplink [kB/worker]",
+        "downlink [kB/worker]",
+        "time [s]",
+        f"final {measure}",
+        "step",
+        "status",
+    )
 
 
-def summarise(frame: pd.DataFrame, steps: dict[str, Steps], network: str | None, measure: str, accuracy: float) -> list[Summary]:
+def summarise(
+    frame: pd.DataFrame, steps: dict[str, Steps], network: str | None, measure: str, accuracy: float
+) -> list[Summary]:
     """One row per method, in the order in which they were given."""
     rows = []
-    for method, ends in last_rows(frame).groupby("method", sort=False):
-        states = ends["status"].value_counts()
-        shown = [state if count == len(ends) else f"{state} ({count} of {len(ends)})" for state, count in states.items()]
-        chosen = steps[str(method)]
+    for method, seeds in curves(frame):
+        ends = pd.concat([seed.tail(1) for seed in seeds])
+        states = Counter(str(status) for status in ends["status"])
+        shown = [
+            state if count == len(ends) else f"{state} ({count} of {len(ends)})" for state, count in states.items()
+        ]
+        chosen = steps[method]
         number = "" if chosen.step is None else f"{chosen.step:.4g} "
         rows.append(
             Summary(
-                method=str(method),
-                rounds=float(ends["rounds"].median()),
-                uplink_kb=float(ends["uplink"].median()) / 1e3,
-                downlink_kb=float(ends["downlink"].median()) / 1e3,
-                seconds=math.nan if network is None else float(ends[seconds_column(network)].median()),
-                final=_median(ends[measure].to_numpy(float)),
+                method=method,
+                rounds=float(np.median(numbers(ends, "rounds"))),
+                uplink_kb=float(np.median(numbers(ends, "uplink"))) / 1e3,
+                downlink_kb=float(np.median(numbers(ends, "downlink"))) / 1e3,
+                seconds=math.nan if network is None else float(np.median(numbers(ends, seconds_column(network)))),
+                final=_median(numbers(ends, measure)),
                 accuracy=accuracy if measure == "gap" else 0.0,
                 step=f"{number}({chosen.kind})",
-                status=", ".join(str(one) for one in shown),
+                status=", ".join(shown),
             )
         )
     return rows
@@ -82,9 +97,24 @@ def _median(values: np.ndarray) -> float:
 
 def cells(row: Summary) -> tuple[str, ...]:
     """A row as people read it."""
-    final = "–" if not math.isfinite(row.final) else f"< {row.accuracy:.0e}" if row.final < row.accuracy else f"{row.final:.2e}"
+    final = (
+        "–"
+        if not math.isfinite(row.final)
+        else f"< {row.accuracy:.0e}"
+        if row.final < row.accuracy
+        else f"{row.final:.2e}"
+    )
     time = "–" if math.isnan(row.seconds) else _short(row.seconds)
-    return (row.method, f"{row.rounds:g}", _short(row.uplink_kb), _short(row.downlink_kb), time, final, row.step, row.status)
+    return (
+        row.method,
+        f"{row.rounds:g}",
+        _short(row.uplink_kb),
+        _short(row.downlink_kb),
+        time,
+        final,
+        row.step,
+        row.status,
+    )
 
 
 def _short(value: float) -> str:
@@ -122,4 +152,6 @@ def _number(cell: str) -> str:
     mantissa, e, exponent = cell.removeprefix(below).partition("e")
     if e and exponent.lstrip("+-").isdigit() and mantissa.replace(".", "").lstrip("-").isdigit():
         return rf"${below}{mantissa} \cdot 10^{{{int(exponent)}}}$"
-    return "--" if cell == "–" else escape(cell).replace(",", "{,}") if cell.replace(",", "").isdigit() else escape(cell)
+    return (
+        "--" if cell == "–" else escape(cell).replace(",", "{,}") if cell.replace(",", "").isdigit() else escape(cell)
+    )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -121,14 +122,24 @@ class Trace:
         kept = [
             place
             for place, (method, seed, iteration) in enumerate(keys)
-            if (method, seed) in whole or (current is not None and (method, seed) == current[:2] and iteration <= current[2])
+            if (method, seed) in whole
+            or (current is not None and (method, seed) == current[:2] and iteration <= current[2])
         ]
         self._columns = {name: [values[place] for place in kept] for name, values in columns.items()}
 
 
-def last_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The last row of every curve, in the order in which the methods were given."""
-    return frame.groupby(["method", "seed"], sort=False, as_index=False).tail(1).reset_index(drop=True)
+def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as float64."""
+    return np.asarray(frame[name], dtype=np.float64)
+
+
+def curves(frame: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
+    """Every method with its curves, one per seed by iteration, in the order in which they were given."""
+    found = []
+    for method, group in frame.groupby("method", sort=False):
+        seeds = [seed.sort_values("iteration") for _, seed in group.groupby("seed", sort=False)]
+        found.append((str(method), seeds))
+    return found
 
 
 def finite(value: float | None) -> float | None:

@@ -55,9 +55,14 @@ class CLAG(Mechanism):
 
     name = "clag"
     example = "clag(topk(k=0.1), trigger=4.0)"
-    source = Source("Richtarik, Sokolov, Gasanov, Fatkhullin, Li, Gorbunov", 2022,
-                    "3PC: three point compressors for communication-efficient distributed training and a better theory for "
-                    "lazy aggregation", "2202.00998", "Lemma on CLAG")  # fmt: skip
+    source = Source(
+        "Richtarik, Sokolov, Gasanov, Fatkhullin, Li, Gorbunov",
+        2022,
+        "3PC: three point compressors for communication-efficient distributed training and a better theory for "
+        "lazy aggregation",
+        "2202.00998",
+        "Lemma on CLAG",
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
         sent = await link.uplink(None, v)
@@ -91,5 +96,13 @@ class CLAG(Mechanism):
         def lyapunov(snapshot: Snapshot) -> Terms:
             return Terms(snapshot.gap, shift_error(snapshot) * (used / a))
 
-        return Guarantee(largest, self.source, 1.0 - used * mu, lyapunov, 0.0, 1.0,
-                         ("f and f_i smooth", "f strongly convex (or PL)"), leans_on=leans)  # fmt: skip
+        return Guarantee(
+            largest,
+            self.source,
+            1.0 - used * mu,
+            lyapunov,
+            0.0,
+            1.0,
+            ("f and f_i smooth", "f strongly convex (or PL)"),
+            leans_on=leans,
+        )

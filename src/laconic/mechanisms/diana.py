@@ -18,9 +18,13 @@ from laconic.core.rows import norm2, square
 from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 
-_VR = Source("Horvath, Kovalev, Mishchenko, Stich, Richtarik", 2019,
-             "Stochastic distributed learning with gradient quantization and variance reduction", "1904.05115",
-             "VR-DIANA, with constants derived anew")  # fmt: skip
+_VR = Source(
+    "Horvath, Kovalev, Mishchenko, Stich, Richtarik",
+    2019,
+    "Stochastic distributed learning with gradient quantization and variance reduction",
+    "1904.05115",
+    "VR-DIANA, with constants derived anew",
+)
 
 
 @dataclass
@@ -58,8 +62,13 @@ class DIANA(Mechanism):
 
     name = "diana"
     example = "diana(natural)"
-    source = Source("Mishchenko, Gorbunov, Takac, Richtarik", 2019, "Distributed learning with compressed gradient differences",
-                    "1901.09269", "with constants derived anew")  # fmt: skip
+    source = Source(
+        "Mishchenko, Gorbunov, Takac, Richtarik",
+        2019,
+        "Distributed learning with compressed gradient differences",
+        "1901.09269",
+        "with constants derived anew",
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
         return await self.exchange(v, Memory(torch.zeros_like(v), v.new_zeros(v.shape[1:])), link)
@@ -86,8 +95,8 @@ class DIANA(Mechanism):
         claim = self.compressor.claim(setting.d, setting.n)
         if not isinstance(claim, Unbiased):
             raise NoTheorem(
-                f"the theorem of {self} needs an unbiased compressor, independent over workers, and {self.compressor} is "
-                "not known to be one; give explicit rate and step, or use ef21 for a biased and marina for a joint one"
+                f"the theorem of {self} needs an unbiased compressor, independent over workers, and {self.compressor} "
+                "is not known to be one; give explicit rate and step, or use ef21 for a biased and marina for a joint one"
             )
         return claim.omega
 
@@ -95,19 +104,30 @@ class DIANA(Mechanism):
         omega, n, c = self._omega(setting), setting.n, setting.constants
         a = self.rate if self.rate is not None else 1.0 / (1.0 + omega)
         if a > 1.0 / (1.0 + omega) + 1e-12:
-            raise NoTheorem(f"the theorem of DIANA needs rate <= 1 / (1 + omega) = {1.0 / (1.0 + omega):.6g}; give an explicit step")
+            raise NoTheorem(
+                f"the theorem of DIANA needs rate <= 1 / (1 + omega) = {1.0 / (1.0 + omega):.6g}; give an explicit step"
+            )
         if not setting.convex:
             raise NoTheorem(f"the theorem of {self} needs convex f_i; give an explicit step")
         if estimator.exact:
             return self._exact(setting, omega, a, step)
         if not estimator.vanishing:
-            raise NoTheorem(f"the theorem of {self} needs full or variance-reduced gradients, not {estimator}; give an explicit step")
+            raise NoTheorem(
+                f"the theorem of {self} needs full or variance-reduced gradients, not {estimator}; "
+                "give an explicit step"
+            )
         (sample, mu) = known(L_sample=c.L_sample, mu=c.mu)
         largest = 1.0 / (sample * (1.0 + (36.0 * omega + 34.0) / n))
         used = largest if step is None else step
         rate = max(1.0 - used * mu, 1.0 - a / 2.0, 1.0 - 1.0 / (2.0 * setting.terms[1]))
-        return Guarantee(largest, _VR, rate, None, assumes=("f strongly convex", "every term convex and smooth"),
-                         leans_on=estimates(L_sample=c.L_sample, mu=c.mu))  # fmt: skip
+        return Guarantee(
+            largest,
+            _VR,
+            rate,
+            None,
+            assumes=("f strongly convex", "every term convex and smooth"),
+            leans_on=estimates(L_sample=c.L_sample, mu=c.mu),
+        )
 
     def _exact(self, setting: Setting, omega: float, a: float, step: float | None) -> Guarantee:
         c, n = setting.constants, setting.n
@@ -122,6 +142,13 @@ class DIANA(Mechanism):
             drift = norm2(state.memory.shift - snapshot.oracles.gradients(solution.x))
             return Terms(square(ahead - solution.x), drift * (4.0 * omega * used**2 / (n * a)))
 
-        return Guarantee(largest, self.source, rate, lyapunov, 0.0, 0.5 * smooth / rate,
-                         ("f strongly convex", "f_i convex and smooth", "independent unbiased compressor"),
-                         leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu))  # fmt: skip
+        return Guarantee(
+            largest,
+            self.source,
+            rate,
+            lyapunov,
+            0.0,
+            0.5 * smooth / rate,
+            ("f strongly convex", "f_i convex and smooth", "independent unbiased compressor"),
+            leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu),
+        )

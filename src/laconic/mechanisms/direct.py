@@ -16,8 +16,13 @@ from laconic.core.mechanism import Mechanism, full_gradients_only
 from laconic.core.rows import square
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 
-_SOURCE = Source("Khirirat, Feyzmahdavian, Johansson", 2018, "Distributed learning with compressed gradients", "1806.06573",
-                 "Theorem 1, with constants derived anew for jointly drawn compressors")  # fmt: skip
+_SOURCE = Source(
+    "Khirirat, Feyzmahdavian, Johansson",
+    2018,
+    "Distributed learning with compressed gradients",
+    "1806.06573",
+    "Theorem 1, with constants derived anew for jointly drawn compressors",
+)
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,36 @@ class Direct(Mechanism):
             used = largest if step is None else step
             sigma = float(c.sigma_star) if c.sigma_star is not None else float("nan")
             plateau = 2.0 * used * joint.A * sigma**2 / mu if joint.A > 0.0 else 0.0
-            return Guarantee(largest, _SOURCE, 1.0 - used * mu, _distance, plateau, 0.5 * smooth,
-                             ("f strongly convex", "f_i convex and smooth", "unbiased compressor"),
-                             leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu))  # fmt: skip
+            return Guarantee(
+                largest,
+                _SOURCE,
+                1.0 - used * mu,
+                _distance,
+                plateau,
+                0.5 * smooth,
+                ("f strongly convex", "f_i convex and smooth", "unbiased compressor"),
+                leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu),
+            )
         alpha = as_contractive(claim)
         if setting.n == 1 and alpha is not None:
             smooth, mu = known(L=c.L, mu=c.mu)
             used = 1.0 / smooth if step is None else step
-            where = Source("Beznosikov, Horvath, Richtarik, Safaryan", 2020, "On biased compression for distributed learning", "2002.12410")
-            return Guarantee(1.0 / smooth, where, 1.0 - used * mu * alpha, _gap, 0.0, 1.0,
-                             ("f strongly convex (or PL) and smooth", "one worker", "contractive compressor"),
-                             leans_on=estimates(L=c.L, mu=c.mu))  # fmt: skip
+            where = Source(
+                "Beznosikov, Horvath, Richtarik, Safaryan",
+                2020,
+                "On biased compression for distributed learning",
+                "2002.12410",
+            )
+            return Guarantee(
+                1.0 / smooth,
+                where,
+                1.0 - used * mu * alpha,
+                _gap,
+                0.0,
+                1.0,
+                ("f strongly convex (or PL) and smooth", "one worker", "contractive compressor"),
+                leans_on=estimates(L=c.L, mu=c.mu),
+            )
         raise NoTheorem(
             f"no theorem covers {self} with {setting.n} workers: {self.compressor} is biased, and averaging biased "
             "messages without error feedback may diverge; give an explicit step, or use ef21 or ef14"
@@ -92,8 +116,17 @@ def _plain(setting: Setting, step: float | None) -> Guarantee:
     if c.mu is None:
         return Guarantee(1.0 / smooth, textbook, assumes=("f smooth",), leans_on=estimates(L=c.L))
     used = 1.0 / smooth if step is None else step
-    return Guarantee(1.0 / smooth, textbook, 1.0 - used * float(c.mu), _distance, 0.0, 0.5 * smooth,
-                     ("f strongly convex and smooth",), tight=True, leans_on=estimates(L=c.L, mu=c.mu))  # fmt: skip
+    return Guarantee(
+        1.0 / smooth,
+        textbook,
+        1.0 - used * float(c.mu),
+        _distance,
+        0.0,
+        0.5 * smooth,
+        ("f strongly convex and smooth",),
+        tight=True,
+        leans_on=estimates(L=c.L, mu=c.mu),
+    )
 
 
 def _distance(snapshot: Snapshot) -> Terms:

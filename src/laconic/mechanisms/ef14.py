@@ -15,10 +15,18 @@ from laconic.core.mechanism import Mechanism, full_gradients_only
 from laconic.core.state import Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, estimates, known
 
-_SOURCE = Source("Seide, Fu, Droppo, Li, Yu", 2014,
-                 "1-bit stochastic gradient descent and its application to data-parallel distributed training of speech DNNs")  # fmt: skip
-_THEOREM = Source("Beznosikov, Horvath, Richtarik, Safaryan", 2020, "On biased compression for distributed learning", "2002.12410",
-                  "step 1 / (14 (2 / alpha + B) L), B = 0 for full gradients")  # fmt: skip
+_SOURCE = Source(
+    "Seide, Fu, Droppo, Li, Yu",
+    2014,
+    "1-bit stochastic gradient descent and its application to data-parallel distributed training of speech DNNs",
+)
+_THEOREM = Source(
+    "Beznosikov, Horvath, Richtarik, Safaryan",
+    2020,
+    "On biased compression for distributed learning",
+    "2002.12410",
+    "step 1 / (14 (2 / alpha + B) L), B = 0 for full gradients",
+)
 
 
 @dataclass
@@ -45,9 +53,16 @@ def _guarantee(mechanism: Mechanism, compressor: Compressor, setting: Setting, e
         )
     c = setting.constants
     worst, _ = known(L_max=c.L_max, mu=c.mu)
-    return Guarantee(alpha / (28.0 * worst), _THEOREM, sure=False, leans_on=estimates(L_max=c.L_max),
-                     assumes=("f_i strongly convex and smooth", "converges to a neighbourhood proportional to the step, "
-                              "and to x* only if grad f_i(x*) = 0 for all i"))  # fmt: skip
+    return Guarantee(
+        alpha / (28.0 * worst),
+        _THEOREM,
+        sure=False,
+        leans_on=estimates(L_max=c.L_max),
+        assumes=(
+            "f_i strongly convex and smooth",
+            "converges to a neighbourhood proportional to the step, and to x* only if grad f_i(x*) = 0 for all i",
+        ),
+    )
 
 
 @dataclass(frozen=True)

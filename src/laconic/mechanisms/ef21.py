@@ -69,9 +69,13 @@ class EF21(Mechanism):
 
     name = "ef21"
     example = "ef21(topk(k=0.05))"
-    source = Source("Richtarik, Sokolov, Fatkhullin", 2021,
-                    "EF21: a new, simpler, theoretically better, and practically faster error feedback", "2106.05203",
-                    "Theorems 1 and 2")  # fmt: skip
+    source = Source(
+        "Richtarik, Sokolov, Fatkhullin",
+        2021,
+        "EF21: a new, simpler, theoretically better, and practically faster error feedback",
+        "2106.05203",
+        "Theorems 1 and 2",
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
         sent = await link.uplink(self.compressor, v)
@@ -102,8 +106,16 @@ class EF21(Mechanism):
         def lyapunov(snapshot: Snapshot) -> Terms:
             return Terms(snapshot.gap, shift_error(snapshot) * (used / theta))
 
-        return Guarantee(largest, self.source, 1.0 - used * mu, lyapunov, 0.0, 1.0,
-                         ("f and f_i smooth", "f strongly convex (or PL)"), leans_on=leans)  # fmt: skip
+        return Guarantee(
+            largest,
+            self.source,
+            1.0 - used * mu,
+            lyapunov,
+            0.0,
+            1.0,
+            ("f and f_i smooth", "f strongly convex (or PL)"),
+            leans_on=leans,
+        )
 
 
 @dataclass
@@ -140,7 +152,9 @@ class EF21SGDM(Mechanism):
 
     name = "ef21_sgdm"
     example = "ef21_sgdm(topk(k=0.05), eta=0.1)"
-    source = Source("Fatkhullin, Tyurin, Richtarik", 2023, "Momentum provably improves error feedback!", "2305.15155", "Theorem 3")
+    source = Source(
+        "Fatkhullin, Tyurin, Richtarik", 2023, "Momentum provably improves error feedback!", "2305.15155", "Theorem 3"
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, MomentumMemory]:
         sent = await link.uplink(None, v)
@@ -163,5 +177,10 @@ class EF21SGDM(Mechanism):
         c = setting.constants
         smooth, mean_smooth = known(L=c.L, L_tilde=c.L_tilde)
         largest = min(alpha / (20.0 * mean_smooth), self.eta / (7.0 * smooth))
-        return Guarantee(largest, self.source, assumes=("f and f_i smooth", "bounded variance"), sure=False,
-                         leans_on=estimates(L=c.L, L_tilde=c.L_tilde))  # fmt: skip
+        return Guarantee(
+            largest,
+            self.source,
+            assumes=("f and f_i smooth", "bounded variance"),
+            sure=False,
+            leans_on=estimates(L=c.L, L_tilde=c.L_tilde),
+        )

@@ -34,7 +34,7 @@ class EF21BC(Mechanism):
     The model itself is never sent: every party takes the step for itself. Start: g~_i = C_w(v_i), and g = g~ is sent
     once at full width.
 
-    Guarantee (smooth f): step <= 1 / (L + L~ sqrt(16 beta_M / theta_M + (2 beta_w / theta_w) (1 + 8 beta_M / theta_M))).
+    Guarantee (smooth f), with r = beta / theta of each compressor: step <= 1 / (L + L~ sqrt(16 r_M + 2 r_w (1 + 8 r_M))).
 
     Parameters
     ----------
@@ -52,9 +52,13 @@ class EF21BC(Mechanism):
     name = "ef21_bc"
     example = "ef21_bc(topk(k=0.05), topk(k=0.2))"
     public = True
-    source = Source("Fatkhullin, Sokolov, Gorbunov, Li, Richtarik", 2021,
-                    "EF21 with bells & whistles: practical algorithmic extensions of modern error feedback", "2110.03294",
-                    "Section on bidirectional compression")  # fmt: skip
+    source = Source(
+        "Fatkhullin, Sokolov, Gorbunov, Li, Richtarik",
+        2021,
+        "EF21 with bells & whistles: practical algorithmic extensions of modern error feedback",
+        "2110.03294",
+        "Section on bidirectional compression",
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
         sent = await link.uplink(self.up, v)
@@ -80,5 +84,9 @@ class EF21BC(Mechanism):
         c = setting.constants
         smooth, mean_smooth = known(L=c.L, L_tilde=c.L_tilde)
         inner = 16.0 * beta_m / theta_m + 2.0 * beta_w / theta_w * (1.0 + 8.0 * beta_m / theta_m)
-        return Guarantee(1.0 / (smooth + mean_smooth * math.sqrt(inner)), self.source, assumes=("f and f_i smooth",),
-                         leans_on=estimates(L=c.L, L_tilde=c.L_tilde))  # fmt: skip
+        return Guarantee(
+            1.0 / (smooth + mean_smooth * math.sqrt(inner)),
+            self.source,
+            assumes=("f and f_i smooth",),
+            leans_on=estimates(L=c.L, L_tilde=c.L_tilde),
+        )

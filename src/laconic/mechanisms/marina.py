@@ -53,8 +53,13 @@ class MARINA(Mechanism):
     name = "marina"
     example = "marina(permk)"
     needs = frozenset({Need.FULL_GRADIENTS})
-    source = Source("Gorbunov, Burlachenko, Li, Richtarik", 2021, "MARINA: faster non-convex distributed learning with compression",
-                    "2102.07845", "joint constants: Szlendak, Tyurin, Richtarik 2021, arXiv:2110.03300")  # fmt: skip
+    source = Source(
+        "Gorbunov, Burlachenko, Li, Richtarik",
+        2021,
+        "MARINA: faster non-convex distributed learning with compression",
+        "2102.07845",
+        "joint constants: Szlendak, Tyurin, Richtarik 2021, arXiv:2110.03300",
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
         sent = await link.uplink(None, v)
@@ -84,8 +89,10 @@ class MARINA(Mechanism):
         full_gradients_only(self, estimator)
         joint = as_joint(self.compressor.claim(setting.d, setting.n), setting.n)
         if joint is None:
-            raise NoTheorem(f"the theorem of {self} needs an unbiased compressor and {self.compressor} is not known to be one; "
-                            "MARINA does not admit biased compressors")  # fmt: skip
+            raise NoTheorem(
+                f"the theorem of {self} needs an unbiased compressor and {self.compressor} is not known to be one; "
+                "MARINA does not admit biased compressors"
+            )
         p, c = self.settled(setting).probability or 1.0, setting.constants
         smooth, plus, variance = known(L=c.L, L_plus=c.L_plus, L_pm=c.L_pm)
         inner = max(0.0, (joint.A - joint.B) * plus**2 + joint.B * variance**2)
@@ -100,5 +107,13 @@ class MARINA(Mechanism):
         def lyapunov(snapshot: Snapshot) -> Terms:
             return Terms(snapshot.gap + used / p * square(snapshot.state.estimate - snapshot.gradient))
 
-        return Guarantee(largest, self.source, 1.0 - used * mu, lyapunov, 0.0, 1.0,
-                         ("f and f_i smooth", "f strongly convex (or PL)"), leans_on=leans)  # fmt: skip
+        return Guarantee(
+            largest,
+            self.source,
+            1.0 - used * mu,
+            lyapunov,
+            0.0,
+            1.0,
+            ("f and f_i smooth", "f strongly convex (or PL)"),
+            leans_on=leans,
+        )

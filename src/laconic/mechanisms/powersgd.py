@@ -53,8 +53,13 @@ class PowerSGD(Mechanism):
     name = "powersgd"
     example = "powersgd(rank=2)"
     public = True
-    source = Source("Vogels, Karimireddy, Jaggi", 2019,
-                    "PowerSGD: practical low-rank gradient compression for distributed optimization", "1905.13727", "Algorithm 1")  # fmt: skip
+    source = Source(
+        "Vogels, Karimireddy, Jaggi",
+        2019,
+        "PowerSGD: practical low-rank gradient compression for distributed optimization",
+        "1905.13727",
+        "Algorithm 1",
+    )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
         right = self._draw(v, link) if self._compresses(v.shape[1:]) else v.new_zeros(0, 0)

@@ -19,8 +19,12 @@ from laconic.core.rows import norm2, solve, svec_to_matrix
 from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, estimates, known
 
-_SOURCE = Source("Safaryan, Islamov, Qian, Richtarik", 2021, "FedNL: making Newton-type methods applicable to federated learning",
-                 "2106.02969")  # fmt: skip
+_SOURCE = Source(
+    "Safaryan, Islamov, Qian, Richtarik",
+    2021,
+    "FedNL: making Newton-type methods applicable to federated learning",
+    "2106.02969",
+)
 
 
 def _learning_rate(method: FedNL | FedNLPP, setting: Setting) -> float:
@@ -41,9 +45,18 @@ def _guarantee(setting: Setting, where: str) -> Guarantee:
     c = setting.constants
     known(mu=c.mu)
     source = dataclasses.replace(_SOURCE, where=where)
-    return Guarantee(1.0, source, assumes=("f strongly convex near x*", "Lipschitz Hessians", "local: x^0 and H_i^0 close to x* and its "
-                     "Hessians; then ||x_k - x*||^2 <= 2^-k ||x_0 - x*||^2, and superlinear"), sure=False,
-                     leans_on=estimates(mu=c.mu))  # fmt: skip
+    return Guarantee(
+        1.0,
+        source,
+        assumes=(
+            "f strongly convex near x*",
+            "Lipschitz Hessians",
+            "local: x^0 and H_i^0 close to x* and its "
+            "Hessians; then ||x_k - x*||^2 <= 2^-k ||x_0 - x*||^2, and superlinear",
+        ),
+        sure=False,
+        leans_on=estimates(mu=c.mu),
+    )
 
 
 def _newton(hessian: Tensor, shift: Tensor, vector: Tensor) -> Tensor:
@@ -68,12 +81,12 @@ class State:
 
 @dataclass(frozen=True)
 class FedNL(Method):
-    """Worker i sends its gradient, S_i = C(hess f_i(x) - H_i) and l_i = ||hess f_i(x) - H_i||_F, and H_i <- H_i + a S_i;
-    the server takes x+ = x - (H + l I)^{-1} grad f(x) with the old H (option 2), then H <- H + a mean S_i.
+    """Newton's method with the old H and its distance l to the Hessians: x+ = x - (H + l I)^{-1} grad f(x) (option 2).
 
-    Matrices are handed over as svec (upper triangle, off-diagonals times sqrt(2)), so that a compressor of vectors keeps
-    its constant in Frobenius norm: top-k has k / (d (d + 1) / 2). The three messages travel in one round. Start:
-    H_i = hess f_i(x^0), sent at full width and counted.
+    Worker i sends its gradient, S_i = C(hess f_i(x) - H_i) and l_i = ||hess f_i(x) - H_i||_F in one round; then
+    H_i <- H_i + a S_i and H <- H + a mean S_i. Matrices are handed over as svec (upper triangle, off-diagonals times
+    sqrt(2)), so that a compressor of vectors keeps its constant in Frobenius norm: top-k has k / (d (d + 1) / 2).
+    Start: H_i = hess f_i(x^0), sent at full width and counted.
 
     Guarantee (local, from the paper): with a = 1 for contractive and 1 / (1 + omega) for unbiased compressors,
     ||x_k - x*||^2 halves per iteration and in the end faster than any geometric rate, independent of conditioning.
@@ -177,7 +190,9 @@ class FedNLPP(Method):
 
     def settled(self, setting: Setting) -> FedNLPP:
         if self.cohort > setting.n:
-            raise ValueError(f"FedNLPP(cohort={self.cohort}) : the problem has {setting.n} workers; cohort must not exceed them")
+            raise ValueError(
+                f"FedNLPP(cohort={self.cohort}) : the problem has {setting.n} workers; cohort must not exceed them"
+            )
         return dataclasses.replace(self, learning_rate=_learning_rate(self, setting))
 
     def guarantee(self, setting: Setting) -> Guarantee:

@@ -57,7 +57,9 @@ class Nesterov(Method):
     name = "nesterov"
     aliases = ("agd",)
     example = "nesterov"
-    source = Source("Nesterov", 2004, "Introductory lectures on convex optimization", where="Scheme 2.2.9, Theorem 2.2.3")
+    source = Source(
+        "Nesterov", 2004, "Introductory lectures on convex optimization", where="Scheme 2.2.9, Theorem 2.2.3"
+    )
 
     def settled(self, setting: Setting) -> Nesterov:
         mechanism = self.mechanism.settled(setting)
@@ -71,8 +73,13 @@ class Nesterov(Method):
         return dataclasses.replace(method, step=step, momentum=momentum)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        if not (isinstance(self.mechanism, Direct) and as_unbiased(self.mechanism.compressor.claim(setting.d, setting.n)) == 0.0):
-            raise NoTheorem(f"no theorem covers {self}: acceleration needs exact gradients; give explicit step and momentum")
+        if not (
+            isinstance(self.mechanism, Direct)
+            and as_unbiased(self.mechanism.compressor.claim(setting.d, setting.n)) == 0.0
+        ):
+            raise NoTheorem(
+                f"no theorem covers {self}: acceleration needs exact gradients; give explicit step and momentum"
+            )
         c = setting.constants
         smooth, mu = known(L=c.L, mu=c.mu)
         step = 1.0 / smooth if self.step is None or isinstance(self.step, str) else float(self.step)
@@ -83,8 +90,16 @@ class Nesterov(Method):
             z = state.y + (state.y - state.x) / root
             return Terms(snapshot.gap + 0.5 * mu * square(z - snapshot.solution.x))
 
-        promise = Guarantee(1.0 / smooth, self.source, 1.0 - root, lyapunov, 0.0, 1.0,
-                            ("f strongly convex and smooth",), leans_on=estimates(L=c.L, mu=c.mu))  # fmt: skip
+        promise = Guarantee(
+            1.0 / smooth,
+            self.source,
+            1.0 - root,
+            lyapunov,
+            0.0,
+            1.0,
+            ("f strongly convex and smooth",),
+            leans_on=estimates(L=c.L, mu=c.mu),
+        )
         return promise.at(step)
 
     async def init(self, oracles: Oracles, link: Link) -> State:

@@ -52,9 +52,13 @@ class ProxSkip(Method):
     name = "proxskip"
     aliases = ("scaffnew",)
     example = "proxskip"
-    source = Source("Mishchenko, Malinovsky, Stich, Richtarik", 2022,
-                    "ProxSkip: yes! Local gradient steps provably lead to communication acceleration! Finally!", "2202.09357",
-                    "Theorem 3.6")  # fmt: skip
+    source = Source(
+        "Mishchenko, Malinovsky, Stich, Richtarik",
+        2022,
+        "ProxSkip: yes! Local gradient steps provably lead to communication acceleration! Finally!",
+        "2202.09357",
+        "Theorem 3.6",
+    )
 
     def settled(self, setting: Setting) -> ProxSkip:
         step = resolve(self.step, lambda: self.guarantee(setting).step)
@@ -77,8 +81,14 @@ class ProxSkip(Method):
             drift = norm2(state.control - snapshot.oracles.gradients(x))
             return Terms(0.0, norm2(state.local - x) + (step / p) ** 2 * drift)
 
-        promise = Guarantee(1.0 / worst, self.source, 1.0 - min(step * mu, p * p), lyapunov,
-                            assumes=("f_i strongly convex and smooth",), leans_on=estimates(L_max=c.L_max, mu=c.mu_workers))  # fmt: skip
+        promise = Guarantee(
+            1.0 / worst,
+            self.source,
+            1.0 - min(step * mu, p * p),
+            lyapunov,
+            assumes=("f_i strongly convex and smooth",),
+            leans_on=estimates(L_max=c.L_max, mu=c.mu_workers),
+        )
         return promise.at(step)
 
     async def init(self, oracles: Oracles, link: Link) -> State:

@@ -60,9 +60,13 @@ class Sliding(Method):
     name = "sliding"
     aliases = ("aeg", "accelerated_extragradient")
     example = "sliding"
-    source = Source("Kovalev, Beznosikov, Borodich, Gasnikov, Scutari", 2022,
-                    "Optimal gradient sliding and its application to distributed optimization under similarity", "2205.15136",
-                    "Algorithm 1, Theorem 1")  # fmt: skip
+    source = Source(
+        "Kovalev, Beznosikov, Borodich, Gasnikov, Scutari",
+        2022,
+        "Optimal gradient sliding and its application to distributed optimization under similarity",
+        "2205.15136",
+        "Algorithm 1, Theorem 1",
+    )
 
     def settled(self, setting: Setting) -> Sliding:
         if None not in (self.similarity, self.mu, self.smooth):
@@ -81,10 +85,22 @@ class Sliding(Method):
         def lyapunov(snapshot: Snapshot) -> Terms:
             return Terms(square(snapshot.state.x - snapshot.solution.x) + 2.0 * eta / tau * snapshot.gap)
 
-        promise = Guarantee(eta, self.source, 1.0 - 0.5 * min(1.0, math.sqrt(mu / similarity)), lyapunov, 0.0, tau / (2.0 * eta),
-                            ("f strongly convex", "f_1 convex", "f - f_1 smooth"), sure=False,
-                            leans_on=estimates(delta_server=c.delta_server, mu=c.mu))  # fmt: skip
-        return promise if similarity >= delta * (1.0 - 1e-12) else dataclasses.replace(promise, rate=None, lyapunov=None, gap_factor=None)
+        promise = Guarantee(
+            eta,
+            self.source,
+            1.0 - 0.5 * min(1.0, math.sqrt(mu / similarity)),
+            lyapunov,
+            0.0,
+            tau / (2.0 * eta),
+            ("f strongly convex", "f_1 convex", "f - f_1 smooth"),
+            sure=False,
+            leans_on=estimates(delta_server=c.delta_server, mu=c.mu),
+        )
+        return (
+            promise
+            if similarity >= delta * (1.0 - 1e-12)
+            else dataclasses.replace(promise, rate=None, lyapunov=None, gap_factor=None)
+        )
 
     def _parameters(self) -> tuple[float, float, float]:
         similarity, mu = number(self.similarity), number(self.mu)

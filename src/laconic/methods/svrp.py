@@ -56,7 +56,9 @@ class SVRP(Method):
 
     name = "svrp"
     example = "svrp"
-    source = Source("Khaled, Jin", 2022, "Faster federated optimization under second-order similarity", "2209.02257", "Theorem 2")
+    source = Source(
+        "Khaled, Jin", 2022, "Faster federated optimization under second-order similarity", "2209.02257", "Theorem 2"
+    )
 
     def settled(self, setting: Setting) -> SVRP:
         step = resolve(self.step, lambda: self.guarantee(setting).step)
@@ -72,8 +74,17 @@ class SVRP(Method):
         step = largest if self.step is None or isinstance(self.step, str) else float(self.step)
         p = self.probability or 1.0 / setting.n
         rate = 1.0 - min(step * mu / (1.0 + 2.0 * step * mu), p / 2.0)
-        promise = Guarantee(largest, self.source, rate, _distance, 0.0, 0.5 * float(c.L), ("f_i strongly convex", "similarity"),
-                            sure=False, leans_on=estimates(delta_mean=c.delta_mean, mu=c.mu_workers))  # fmt: skip
+        promise = Guarantee(
+            largest,
+            self.source,
+            rate,
+            _distance,
+            0.0,
+            0.5 * float(c.L),
+            ("f_i strongly convex", "similarity"),
+            sure=False,
+            leans_on=estimates(delta_mean=c.delta_mean, mu=c.mu_workers),
+        )
         return promise.at(step)
 
     async def init(self, oracles: Oracles, link: Link) -> State:

@@ -67,8 +67,14 @@ class Arrays(LinearProblem):
 
 
 def build(
-    rows: Any, labels: Any, workers: int | None, loss: str, l2: float, nonconvex: float,
-    constants: Constants | None, solution: Solution | None,
+    rows: Any,
+    labels: Any,
+    workers: int | None,
+    loss: str,
+    l2: float,
+    nonconvex: float,
+    constants: Constants | None,
+    solution: Solution | None,
 ) -> Arrays:
     """See `Custom.from_arrays`."""
     if loss not in LOSSES:

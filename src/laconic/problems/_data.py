@@ -88,7 +88,9 @@ def _diabetes() -> Table:
 
 
 EMBEDDED: dict[str, Callable[[], Table]] = {
-    "breast_cancer": _breast_cancer, "digits": _digits, "diabetes": _diabetes,
+    "breast_cancer": _breast_cancer,
+    "digits": _digits,
+    "diabetes": _diabetes,
 }
 
 

@@ -167,9 +167,15 @@ class Modules(Problem):
 
 
 def build(
-    module: torch.nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor | Sequence[Tensor],
-    targets: Tensor | Sequence[Tensor], workers: int | None, l2: float, convex: bool,
-    constants: Constants | None, solution: Solution | None,
+    module: torch.nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    targets: Tensor | Sequence[Tensor],
+    workers: int | None,
+    l2: float,
+    convex: bool,
+    constants: Constants | None,
+    solution: Solution | None,
 ) -> Modules:
     """See `Custom.from_module`."""
     if not any(p.requires_grad for p in module.parameters()):
@@ -212,8 +218,11 @@ def _estimates(problem: Modules) -> Constants:
     root = math.sqrt(math.fsum(each**2) / problem.n)
     how = f"power iteration at x^0 and {AROUND} points around it, times {MARGIN}"
     values = {
-        "L": max(mean for _, mean in seen) * MARGIN, "L_max": float(each.max()),
-        "L_tilde": root, "L_plus": root, "L_pm": root,
+        "L": max(mean for _, mean in seen) * MARGIN,
+        "L_max": float(each.max()),
+        "L_tilde": root,
+        "L_plus": root,
+        "L_pm": root,
     }
     found = {name: Constant(value, Kind.ESTIMATE, how) for name, value in values.items()}
     if problem.convex and problem.flat.l2 > 0.0:

@@ -180,7 +180,8 @@ def _similarities(data: Dealt, model: Model, tops: np.ndarray, solution: Solutio
         return Constant(float(f"{MARGIN * value:.5e}"), Kind.ESTIMATE, how)
 
     return {
-        "delta": estimate(float(each.max())), "delta_server": estimate(float(each[0])),
+        "delta": estimate(float(each.max())),
+        "delta_server": estimate(float(each[0])),
         "delta_mean": estimate(max(mean for _, mean in seen)),
     }
 
@@ -210,9 +211,14 @@ def _of_quadratics(data: Dealt, model: Model) -> dict[str, Constant]:
         apart += (one - mean) @ (one - mean) / n
     spread = math.sqrt(max(float(torch.linalg.eigvalsh(apart)[-1]), 0.0))
     values = {
-        "mu": max(float(torch.linalg.eigvalsh(mean)[0]), model.l2), "mu_workers": max(least, model.l2),
-        "L_plus": math.sqrt(float(torch.linalg.eigvalsh(squares)[-1])), "L_pm": spread, "delta_mean": spread,
-        "delta": float(away.max()), "delta_server": float(away[0]), "hessian_lipschitz": 0.0,
+        "mu": max(float(torch.linalg.eigvalsh(mean)[0]), model.l2),
+        "mu_workers": max(least, model.l2),
+        "L_plus": math.sqrt(float(torch.linalg.eigvalsh(squares)[-1])),
+        "L_pm": spread,
+        "delta_mean": spread,
+        "delta": float(away.max()),
+        "delta_server": float(away[0]),
+        "hessian_lipschitz": 0.0,
     }
     found = {name: Constant(rounded(value), Kind.EXACT, "eigenvalues") for name, value in values.items()}
     if found["mu"].value == 0.0:

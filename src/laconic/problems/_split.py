@@ -116,6 +116,9 @@ class Dealing:
 def named(split: str, concentration: float) -> Split:
     """The split that a spec string calls `split`."""
     splits = {
-        "contiguous": Contiguous(), "shuffled": Shuffled(), "sorted": Sorted(), "dirichlet": Dirichlet(concentration),
+        "contiguous": Contiguous(),
+        "shuffled": Shuffled(),
+        "sorted": Sorted(),
+        "dirichlet": Dirichlet(concentration),
     }
     return splits[split]

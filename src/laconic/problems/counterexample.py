@@ -86,8 +86,11 @@ class Counterexample(Problem):
     name: ClassVar[str] = "counterexample"
     example: ClassVar[str] = "counterexample"
     source: ClassVar[Source | None] = Source(
-        authors="Aleksandr Beznosikov, Samuel Horváth, Peter Richtárik, Mher Safaryan", year=2020, arxiv="2002.12410",
-        where="example of divergence", title="On Biased Compression for Distributed Learning",
+        authors="Aleksandr Beznosikov, Samuel Horváth, Peter Richtárik, Mher Safaryan",
+        year=2020,
+        arxiv="2002.12410",
+        where="example of divergence",
+        title="On Biased Compression for Distributed Learning",
     )
 
     @property
@@ -118,9 +121,19 @@ def _constants() -> Constants:
     spread = math.sqrt(2600.0) / 3.0  # mean H_i^2 - H^2 = 68 M - 4 M^2, largest at 25/3
     apart = (25.0 + math.sqrt(825.0)) / 3.0
     values = {
-        "L": 103.0 / 6.0, "L_max": 34.5, "L_tilde": 34.5, "L_plus": math.sqrt(70.0 * 25.0 / 3.0 + 0.25), "L_pm": spread,
-        "mu": 7.0 / 6.0, "mu_workers": 0.5, "delta": apart, "delta_server": apart, "delta_mean": spread,
-        "L_sample": 34.5, "sigma_star": 0.0, "hessian_lipschitz": 0.0,
+        "L": 103.0 / 6.0,
+        "L_max": 34.5,
+        "L_tilde": 34.5,
+        "L_plus": math.sqrt(70.0 * 25.0 / 3.0 + 0.25),
+        "L_pm": spread,
+        "mu": 7.0 / 6.0,
+        "mu_workers": 0.5,
+        "delta": apart,
+        "delta_server": apart,
+        "delta_mean": spread,
+        "L_sample": 34.5,
+        "sigma_star": 0.0,
+        "hessian_lipschitz": 0.0,
     }
     known = {name: Constant(value, how="closed form") for name, value in values.items()}
     return Constants(L_workers=(34.5,) * 3, **known)

@@ -73,8 +73,15 @@ class Custom(LinearProblem):
 
     @staticmethod
     def from_arrays(
-        rows: Any, labels: Any, *, workers: int | None = None, loss: str = "logistic", l2: float = 1e-3,
-        nonconvex: float = 0.0, constants: Constants | None = None, solution: Solution | None = None,
+        rows: Any,
+        labels: Any,
+        *,
+        workers: int | None = None,
+        loss: str = "logistic",
+        l2: float = 1e-3,
+        nonconvex: float = 0.0,
+        constants: Constants | None = None,
+        solution: Solution | None = None,
     ) -> _arrays.Arrays:
         """A linear model on arrays in memory.
 
@@ -96,9 +103,16 @@ class Custom(LinearProblem):
 
     @staticmethod
     def from_module(
-        module: torch.nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor | Sequence[Tensor],
-        targets: Tensor | Sequence[Tensor], *, workers: int | None = None, l2: float = 0.0, convex: bool = False,
-        constants: Constants | None = None, solution: Solution | None = None,
+        module: torch.nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor | Sequence[Tensor],
+        targets: Tensor | Sequence[Tensor],
+        *,
+        workers: int | None = None,
+        l2: float = 0.0,
+        convex: bool = False,
+        constants: Constants | None = None,
+        solution: Solution | None = None,
     ) -> _module.Modules:
         """A model trained on each worker's data: f_i(x) = loss(module(inputs_i), targets_i) + l2 / 2 ||x||^2.
 
@@ -125,15 +139,29 @@ class Custom(LinearProblem):
 
 def _logistic(problem: Custom) -> Logistic:
     return Logistic(
-        problem.path, problem.l2, problem.workers, problem.intercept, problem.split, problem.concentration,
-        0.0, problem.drop_last, problem.seed, problem.features,
+        problem.path,
+        problem.l2,
+        problem.workers,
+        problem.intercept,
+        problem.split,
+        problem.concentration,
+        0.0,
+        problem.drop_last,
+        problem.seed,
+        problem.features,
     )
 
 
 def _ridge(problem: Custom) -> Ridge:
     return Ridge(
-        problem.path, problem.l2, problem.workers, problem.intercept, problem.split, problem.drop_last,
-        problem.seed, problem.features,
+        problem.path,
+        problem.l2,
+        problem.workers,
+        problem.intercept,
+        problem.split,
+        problem.drop_last,
+        problem.seed,
+        problem.features,
     )
 
 

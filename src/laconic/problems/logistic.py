@@ -63,7 +63,10 @@ class Logistic(LinearProblem):
     name: ClassVar[str] = "logistic"
     example: ClassVar[str] = "logistic(data='breast_cancer', l2=1e-3, workers=10)"
     source: ClassVar[Source | None] = Source(
-        authors="Peter Richtárik, Igor Sokolov, Ilyas Fatkhullin", year=2021, arxiv="2106.05203", where="experiments",
+        authors="Peter Richtárik, Igor Sokolov, Ilyas Fatkhullin",
+        year=2021,
+        arxiv="2106.05203",
+        where="experiments",
         title="EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback",
     )
 

@@ -176,7 +176,9 @@ class Quadratic(Problem):
     name: ClassVar[str] = "quadratic"
     example: ClassVar[str] = "quadratic(d=1000, workers=10, noise=0.8)"
     source: ClassVar[Source | None] = Source(
-        authors="Rafał Szlendak, Alexander Tyurin, Peter Richtárik", year=2021, arxiv="2110.03300",
+        authors="Rafał Szlendak, Alexander Tyurin, Peter Richtárik",
+        year=2021,
+        arxiv="2110.03300",
         where="quadratic experiments",
         title="Permutation Compressors for Provably Faster Distributed Nonconvex Optimization",
     )

@@ -57,7 +57,8 @@ class Ridge(LinearProblem):
     name: ClassVar[str] = "ridge"
     example: ClassVar[str] = "ridge(data='diabetes', l2=1e-2, workers=10)"
     source: ClassVar[Source | None] = Source(
-        authors="Arthur E. Hoerl, Robert W. Kennard", year=1970,
+        authors="Arthur E. Hoerl, Robert W. Kennard",
+        year=1970,
         title="Ridge Regression: Biased Estimation for Nonorthogonal Problems",
     )
 

@@ -153,5 +153,10 @@ class Local(Runtime):
 def _signature(ask: Ask) -> tuple[Any, ...]:
     """What must be alike on all parties for a request to be the same request."""
     if isinstance(ask, (Uplink, Downlink, AllReduce)):
-        return (type(ask).__name__, str(ask.packet.compressor.__class__.__name__), ask.packet.keys.stream, ask.packet.shape)
+        return (
+            type(ask).__name__,
+            str(ask.packet.compressor.__class__.__name__),
+            ask.packet.keys.stream,
+            ask.packet.shape,
+        )
     return (type(ask).__name__,)

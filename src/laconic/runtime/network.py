@@ -5,8 +5,9 @@ A flight that carries b_i bytes in one direction takes
 
     max over the workers that speak of (latency_i + 8 b_i / rate_i)
 
-seconds, and where the server's port has a rate R of its own, at least min latency + 8 sum(b_i) / R, for the port carries
-one message after the other. Both directions of one flight run at the same time. Whoever has nothing to say costs nothing.
+seconds, and where the server's port has a rate R of its own, at least min latency + 8 sum(b_i) / R, for the port
+carries one message after the other. Both directions of one flight run at the same time. Whoever has nothing to say
+costs nothing.
 """
 
 from __future__ import annotations
@@ -176,7 +177,9 @@ def _from_file(path: Path, suffix: str) -> Network:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"network {str(path)!r}: cannot read the file ({error.strerror}); a network is {FORM}") from None
+        raise ValueError(
+            f"network {str(path)!r}: cannot read the file ({error.strerror}); a network is {FORM}"
+        ) from None
     server: float | None = None
     if suffix == ".csv":
         rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +19,43 @@ from laconic.core.compressor import Mean, Packet
 from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Show, Text, Uplink, drive
 from laconic.core.ledger import Ledger
 from laconic.core.link import Link
-from laconic.core.message import Malformed, Message, fixed_lengths
+from laconic.core.message import Message, fixed_lengths
 from laconic.core.problem import Block
+from laconic.kernels.fold import fold_dense
 from laconic.runtime.base import Runtime, downlink_bytes, received, uplink_bytes
+from laconic.runtime.carrier import Carrier, Gathering, NetworkFailure, Sizes
+from laconic.wire.coding import Malformed
 
-HEADER = 8  # bytes of a length that travels in front of a part whose size depends on data
-FIRST = 1 << 12  # bytes agreed for such a part before any has been seen
+__all__ = ["NetworkFailure", "Pending", "ProcessGroup", "leave"]
 
-T = TypeVar("T")
+Spoken = Uplink | AllReduce
 
 
-class NetworkFailure(RuntimeError):
-    """A collective failed: another process has died or left, or the network is gone."""
+@dataclass(frozen=True)
+class _Gather:
+    """What goes up in one collective: which asks of the flight, this process' packets, and how many bytes they are."""
+
+    at: list[int]
+    own: list[Packet]
+    payload: int
+    gathering: Gathering
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Values of one dtype that are summed in flight, joined: which asks of the flight, and who waits for the total."""
+
+    at: list[int]
+    wait: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A flight in the air, to be handed to `finish`."""
+
+    flight: Flight
+    gather: _Gather | None
+    sums: list[_Sum]
 
 
 class ProcessGroup(Runtime):
@@ -48,21 +75,22 @@ class ProcessGroup(Runtime):
     timeout : seconds after which a collective that does not complete is an error.
     backend : of `torch.distributed`, where it is not initialised yet; the addresses come from the environment, as
         `torchrun` sets it. It is joined once per process, and left when the process ends.
+    group : a group of all processes, whose own timeout holds then; the default is the group of `torch.distributed`.
     """
 
     def __init__(
         self, n: int, *, seed: int = 0, star: bool = False, encoded: bool = False, ordered: bool = False,
-        timeout: float = 60.0, backend: str = "gloo",
+        timeout: float = 60.0, backend: str = "gloo", group: dist.ProcessGroup | None = None,
     ) -> None:  # fmt: skip
         if not dist.is_initialized():
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
             atexit.register(leave)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.ledger = Ledger(n)
+        self.carrier = Carrier(self.ledger, group)
+        self.rank, self.world = self.carrier.rank, self.carrier.world
         self.star, self.encoded, self.ordered = star, encoded, ordered
         self.blocks = Block.deal(n, self.world)
-        self.ledger = Ledger(n)
         self.links = [Link(self.blocks[self.rank], seed, holds_server=not star or self.rank == 0)]
-        self._capacity = [FIRST] * self.world
 
     def drive(self, *texts: Text) -> list[Any]:
         (text,) = texts
@@ -70,82 +98,100 @@ class ProcessGroup(Runtime):
 
     def agree(self, value: int) -> int:
         box = torch.tensor([value], dtype=torch.int64)
-        self._guard(lambda: dist.broadcast(box, 0))
-        if self.rank == 0:
-            self.ledger.transport.framing += 8
+        self.carrier.broadcast(box)
         return int(box)
 
     # ---- one flight -------------------------------------------------------------------------------------------
 
     def perform(self, flight: Flight) -> list[Any]:
         """Answers a flight: what goes up or is looked at in one collective, sums in another, then what comes down."""
+        return self.finish(self.begin(flight))
+
+    def begin(self, flight: Flight) -> Pending:
+        """Sends a flight off without waiting. Several may be in the air, begun and finished in one order everywhere."""
+        summed = [i for i, ask in enumerate(flight) if isinstance(ask, AllReduce) and not self.ordered]
+        gathered = [i for i, ask in enumerate(flight) if isinstance(ask, Spoken) and i not in summed]
+        return Pending(flight, self._begin_gather(flight, gathered), self._begin_sums(flight, summed))
+
+    def finish(self, pending: Pending) -> list[Any]:
+        """Waits for a flight, and gives its replies. What comes down, or is off the books, travels only now."""
+        flight = pending.flight
         replies: dict[int, Any] = {}
-        up = down = None
+        sizes_up, sizes_down = [], []
         said_up = said_down = 0
-        gathered = [(i, ask) for i, ask in enumerate(flight) if isinstance(ask, Uplink) or self._is_ordered(ask)]
-        for (i, ask), packets in zip(gathered, self._gather([ask for _, ask in gathered]), strict=True):
-            own = next(packet for packet, rank in packets if rank == self.rank)
-            everyone = [packet for packet, _ in packets]
-            size = uplink_bytes(everyone, self.n, ask.packet.private)
-            up = size if up is None else up + size
+        for i, own, everyone in self._finish_gather(pending):
+            ask = flight[i]
+            assert isinstance(ask, Spoken)
+            sizes_up.append(uplink_bytes(everyone, self.n, ask.packet.private))
             if isinstance(ask, Uplink):
                 said_up += sum(packet.message.rows for packet in everyone)
                 replies[i] = received(self.links[0], own, everyone)
             else:
-                down = size if down is None else down + size
-                said_up, said_down = said_up + self.n, said_down + self.n
                 replies[i] = Mean(everyone, self.n).dense()
+        for summed in pending.sums:
+            replies |= self._finish_sum(flight, summed)
         for i, ask in enumerate(flight):
-            if isinstance(ask, AllReduce) and i not in replies:
-                size = np.full(self.n, ask.packet.dtype.itemsize * int(np.prod(ask.packet.shape)), dtype=np.int64)
-                up, down = (size if total is None else total + size for total in (up, down))
+            if isinstance(ask, AllReduce):
+                size = ask.packet.dtype.itemsize * int(np.prod(ask.packet.shape))
+                sizes_down.append(np.full(self.n, size, dtype=np.int64))
+                if not self.ordered:
+                    sizes_up.append(sizes_down[-1])
                 said_up, said_down = said_up + self.n, said_down + self.n
-                replies[i] = self._sum(ask.packet)
             elif isinstance(ask, Downlink):
-                size = downlink_bytes(ask.packet, self.n, ask.to)
-                down = size if down is None else down + size
+                sizes_down.append(downlink_bytes(ask.packet, self.n, ask.to))
                 said_down += self.n if ask.to is None else len(ask.to)
                 replies[i] = self._spread(ask.packet, ask.to)
             elif isinstance(ask, Look):
                 replies[i] = self._look(ask.rows)
             elif isinstance(ask, Show):
                 replies[i] = self._show(ask.value)
-        self.ledger.flight(up, down, said_up, said_down)
+        self.ledger.flight(_total(sizes_up), _total(sizes_down), said_up, said_down)
         return [replies[i] for i in range(len(flight))]
 
-    def _is_ordered(self, ask: Ask) -> bool:
-        return self.ordered and isinstance(ask, AllReduce)
+    def _paid(self, size: int) -> None:
+        """Some of the bytes handed over were messages."""
+        self.ledger.transport.payload += size
+        self.ledger.transport.framing -= size
 
     # ---- workers to server ------------------------------------------------------------------------------------
 
-    def _gather(self, asks: Sequence[Uplink | AllReduce]) -> list[list[tuple[Packet, int]]]:
-        """The packets of every ask from every process that they reach this one from, in worker order."""
+    def _begin_gather(self, flight: Flight, at: list[int]) -> _Gather | None:
+        asks = [ask for i in at if isinstance(ask := flight[i], Spoken)]
         if not asks:
-            return []
+            return None
         own = [self._through_bytes(ask.packet) for ask in asks]
         parts = [self._encode(ask, packet) for ask, packet in zip(asks, own, strict=True)]
         mine = np.concatenate([piece for part in parts for piece in part])
-        self.ledger.transport.payload += sum(len(part[0]) + len(part[2]) for part in parts)
-        self.ledger.transport.framing += sum(len(part[1]) for part in parts)
-        sizes = self._known_sizes(asks)
-        if self.star:
-            buffers = self._to_server(mine, sizes)
-        else:
-            buffers = dict(enumerate(self._all_gather(mine, sizes)))
+        payload = sum(len(flags) + len(body) for flags, _, body in parts)
+        travel = self.carrier.to_server if self.star else self.carrier.all_gather
+        return _Gather(at, own, payload, travel(mine, self._sizes(asks)))
+
+    def _finish_gather(self, pending: Pending) -> list[tuple[int, Packet, list[Packet]]]:
+        """For every ask that was gathered its place in the flight, this process' packet, and those in worker order."""
+        gather = pending.gather
+        if gather is None:
+            return []
+        buffers = gather.gathering.wait()
+        if not (self.star and self.rank == 0):
+            self._paid(gather.payload)
         cursors = dict.fromkeys(buffers, 0)
-        columns: list[list[tuple[Packet, int]]] = []
-        for ask, packet in zip(asks, own, strict=True):
-            column: list[tuple[Packet, int]] = []
+        columns: list[tuple[int, Packet, list[Packet]]] = []
+        for i, own in zip(gather.at, gather.own, strict=True):
+            ask = pending.flight[i]
+            assert isinstance(ask, Spoken)
+            column = []
             for rank in sorted(buffers):
-                if rank == self.rank:
-                    column.append((packet, rank))
-                else:
-                    theirs, cursors[rank] = self._decode(ask, rank, buffers[rank], cursors[rank])
-                    column.append((theirs, rank))
-            columns.append(column)
+                packet = own
+                if rank != self.rank:
+                    packet, cursors[rank] = self._decode(ask, rank, buffers[rank], cursors[rank])
+                column.append(packet)
+            columns.append((i, own, column))
+        for rank, buffer in buffers.items():
+            if rank != self.rank and cursors[rank] != len(buffer):
+                raise Malformed(f"rank {rank} sent {len(buffer)} bytes where {cursors[rank]} were due")
         return columns
 
-    def _rows(self, ask: Uplink | AllReduce, rank: int) -> np.ndarray | None:
+    def _rows(self, ask: Spoken, rank: int) -> np.ndarray | None:
         """Which rows of a process speak, None where only it knows."""
         block = self.blocks[rank]
         if isinstance(ask, AllReduce) or (ask.packet.members is None and not ask.packet.private):
@@ -154,7 +200,7 @@ class ProcessGroup(Runtime):
             return None
         return ask.packet.members[(ask.packet.members >= block.low) & (ask.packet.members < block.high)] - block.low
 
-    def _encode(self, ask: Uplink | AllReduce, packet: Packet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode(self, ask: Spoken, packet: Packet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flags of a private decision, lengths where they depend on data, and the messages."""
         flags = np.zeros(self.links[0].block.size if self._rows(ask, self.rank) is None else 0, dtype=np.uint8)
         if len(flags):
@@ -164,7 +210,7 @@ class ProcessGroup(Runtime):
         lengths = np.zeros(0, np.uint8) if fixed is not None else message.nbytes.astype("<u4").view(np.uint8)
         return flags, lengths, message.pack()
 
-    def _decode(self, ask: Uplink | AllReduce, rank: int, buffer: np.ndarray, at: int) -> tuple[Packet, int]:
+    def _decode(self, ask: Spoken, rank: int, buffer: np.ndarray, at: int) -> tuple[Packet, int]:
         """One ask's packet of another process from its bytes, and where the next ask's begins."""
         block, packet = self.blocks[rank], ask.packet
         rows = self._rows(ask, rank)
@@ -183,20 +229,24 @@ class ProcessGroup(Runtime):
         message = Message.unpack(body, lengths, schema)
         return Packet(packet.compressor, message, keys, packet.shape, packet.dtype, rows), at
 
-    def _known_sizes(self, asks: Sequence[Uplink | AllReduce]) -> list[int] | None:
-        """The bytes that every process sends, where all of them follow from schemas; else None."""
-        sizes = [0] * self.world
+    def _sizes(self, asks: Sequence[Spoken]) -> Sizes:
+        """The bytes that every process sends where all of them follow from schemas, and the most that can come."""
+        address = asks[0].packet.keys.stream
+        rows = max(block.size for block in self.blocks)
+        most = sum(rows * _most(ask.packet) for ask in asks)
+        exact = [0] * self.world
         for ask in asks:
             for rank, block in enumerate(self.blocks):
-                rows = self._rows(ask, rank)
-                if rows is None:
-                    return None
-                keys = dataclasses.replace(ask.packet.keys, workers=block.workers[rows])
-                lengths = fixed_lengths(ask.packet.compressor.schema(ask.packet.shape, ask.packet.dtype, keys), len(rows))
+                speaking = self._rows(ask, rank)
+                if speaking is None:
+                    return Sizes(address, None, most)
+                keys = dataclasses.replace(ask.packet.keys, workers=block.workers[speaking])
+                schema = ask.packet.compressor.schema(ask.packet.shape, ask.packet.dtype, keys)
+                lengths = fixed_lengths(schema, len(speaking))
                 if lengths is None:
-                    return None
-                sizes[rank] += int(lengths.sum())
-        return sizes
+                    return Sizes(address, None, most)
+                exact[rank] += int(lengths.sum())
+        return Sizes(address, exact, most)
 
     def _through_bytes(self, packet: Packet) -> Packet:
         if not self.encoded:
@@ -204,101 +254,25 @@ class ProcessGroup(Runtime):
         message = packet.message
         return dataclasses.replace(packet, message=Message.unpack(message.pack(), message.nbytes, message.schema))
 
-    # ---- transport --------------------------------------------------------------------------------------------
-
-    def _all_gather(self, mine: np.ndarray, sizes: list[int] | None) -> list[np.ndarray]:
-        """Everyone's bytes. Sizes that depend on data travel in front; what exceeds the agreed capacity follows."""
-        if sizes is not None:
-            rows = self._gather_padded(mine, max(sizes))
-            return [row[:size] for row, size in zip(rows, sizes, strict=True)]
-        capacity = self._capacity[0]
-        head = np.concatenate([np.array([len(mine)], dtype="<i8").view(np.uint8), mine[:capacity]])
-        rows = self._gather_padded(head, HEADER + capacity)
-        self.ledger.transport.framing -= min(len(mine), capacity)  # counted as payload or lengths already
-        lengths = [_length(row) for row in rows]
-        most = max(lengths)
-        self._capacity = [_agreed(most)] * self.world
-        parts = [row[HEADER : HEADER + min(length, capacity)] for row, length in zip(rows, lengths, strict=True)]
-        if most <= capacity:
-            return parts
-        rest = self._gather_padded(mine[capacity:], most - capacity)
-        self.ledger.transport.framing -= max(0, len(mine) - capacity)
-        return [
-            np.concatenate([part, more[: max(0, length - capacity)]])
-            for part, more, length in zip(parts, rest, lengths, strict=True)
-        ]
-
-    def _gather_padded(self, mine: np.ndarray, width: int) -> list[np.ndarray]:
-        row = torch.zeros(width, dtype=torch.uint8)
-        row[: len(mine)] = torch.from_numpy(mine)
-        rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.world)]
-        self._guard(lambda: dist.all_gather(rows, row))
-        self.ledger.transport.framing += width
-        return [row.numpy() for row in rows]
-
-    def _to_server(self, mine: np.ndarray, sizes: list[int] | None) -> dict[int, np.ndarray]:
-        """On rank 0 everyone's bytes, elsewhere one's own."""
-        if self.rank:
-            self._send(mine, 0, None if sizes is None else sizes[self.rank])
-            return {self.rank: mine}
-        buffers = {0: mine}
-        for rank in range(1, self.world):
-            buffers[rank] = self._receive(rank, None if sizes is None else sizes[rank])
-        return buffers
-
-    def _send(self, data: np.ndarray, to: int, size: int | None) -> None:
-        """One message from point to point; where its size depends on data, with its length in front."""
-        if size is not None:
-            if size:
-                self._guard(lambda: dist.send(torch.from_numpy(data.copy()), to))
-            return
-        slot = to if self.rank == 0 else self.rank
-        capacity = self._capacity[slot]
-        head = np.zeros(HEADER + capacity, dtype=np.uint8)
-        head[:HEADER] = np.array([len(data)], dtype="<i8").view(np.uint8)
-        head[HEADER : HEADER + min(len(data), capacity)] = data[:capacity]
-        self._guard(lambda: dist.send(torch.from_numpy(head), to))
-        self.ledger.transport.framing += HEADER + capacity - min(len(data), capacity)
-        if len(data) > capacity:
-            self._guard(lambda: dist.send(torch.from_numpy(data[capacity:].copy()), to))
-        self._capacity[slot] = _agreed(len(data))
-
-    def _receive(self, source: int, size: int | None) -> np.ndarray:
-        if size is not None:
-            return self._take_from(source, size)
-        slot = source if self.rank == 0 else self.rank
-        capacity = self._capacity[slot]
-        head = self._take_from(source, HEADER + capacity)
-        length = _length(head)
-        data = head[HEADER : HEADER + min(length, capacity)]
-        if length > capacity:
-            data = np.concatenate([data, self._take_from(source, length - capacity)])
-        self._capacity[slot] = _agreed(length)
-        return data
-
-    def _take_from(self, source: int, size: int) -> np.ndarray:
-        data = torch.empty(size, dtype=torch.uint8)
-        if size:
-            self._guard(lambda: dist.recv(data, source))
-        return data.numpy()
-
-    def _guard(self, collective: Callable[[], T]) -> T:
-        try:
-            return collective()
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise NetworkFailure(
-                f"rank {self.rank} of {self.world}: the network failed ({reason}); another process has probably died"
-            ) from error
-
     # ---- sums, server to workers, observation -----------------------------------------------------------------
 
-    def _sum(self, packet: Packet) -> Tensor:
-        total = torch.zeros(packet.shape, dtype=packet.dtype)
-        packet.decoded.fold(total, 1.0)
-        self._guard(lambda: dist.all_reduce(total))
-        self.ledger.transport.payload += total.numel() * total.element_size()
-        return total.div_(self.n)
+    def _begin_sums(self, flight: Flight, at: list[int]) -> list[_Sum]:
+        """One all-reduce for all values of a dtype."""
+        by_dtype: dict[torch.dtype, list[int]] = {}
+        for i in at:
+            by_dtype.setdefault(_packet(flight[i]).dtype, []).append(i)
+        return [
+            _Sum(places, self.carrier.all_reduce(torch.cat([_local_sum(_packet(flight[i])) for i in places])))
+            for places in by_dtype.values()
+        ]
+
+    def _finish_sum(self, flight: Flight, summed: _Sum) -> dict[int, Tensor]:
+        total = summed.wait()
+        self._paid(total.numel() * total.element_size())
+        total.div_(self.n)
+        shapes = [_packet(flight[i]).shape for i in summed.at]
+        pieces = total.split([math.prod(shape) for shape in shapes])
+        return {i: piece.view(shape) for i, piece, shape in zip(summed.at, pieces, shapes, strict=True)}
 
     def _spread(self, packet: Packet, to: np.ndarray | None) -> Tensor:
         """What the workers decode of a message of the server."""
@@ -306,33 +280,33 @@ class ProcessGroup(Runtime):
             return self._through_bytes(packet).decoded.dense()[0].clone()
         hosts = [rank for rank, block in enumerate(self.blocks) if rank and _hosts(block, to)]
         fixed = fixed_lengths(packet.message.schema, 1)
-        size = None if fixed is None else int(fixed[0])
+        exact = None if fixed is None else [int(fixed[0])] * self.world
+        sizes = Sizes(packet.keys.stream, exact, _most(packet))
         if self.rank == 0:
             data = packet.message.pack()
             for rank in hosts:
-                self._send(data, rank, size)
-                self.ledger.transport.payload += len(data)
+                self.carrier.send(data, rank, sizes)
+                self._paid(len(data))
             return self._through_bytes(packet).decoded.dense()[0].clone()
         if self.rank not in hosts:
             return torch.full(packet.shape, torch.nan, dtype=packet.dtype)
-        data = self._receive(0, size)
+        data = self.carrier.receive(0, sizes)
         message = Message.unpack(data, np.array([len(data)]), packet.message.schema)
         return dataclasses.replace(packet, message=message).decoded.dense()[0].clone()
 
     def _look(self, rows: Tensor) -> Tensor:
-        each = rows[0].numel() * rows.element_size() if len(rows) else int(np.prod(rows.shape[1:])) * rows.element_size()
-        sizes = [block.size * each for block in self.blocks]
-        gathered = self._all_gather(rows.contiguous().numpy().reshape(-1).view(np.uint8), sizes)
-        joined = torch.from_numpy(np.concatenate(gathered)).view(rows.dtype)
+        each = math.prod(rows.shape[1:]) * rows.element_size()
+        exact = [block.size * each for block in self.blocks]
+        mine = rows.contiguous().numpy().reshape(-1).view(np.uint8)
+        gathered = self.carrier.all_gather(mine, Sizes("look", exact, max(exact))).wait()
+        joined = torch.from_numpy(np.concatenate([gathered[rank] for rank in range(self.world)])).view(rows.dtype)
         return joined.view(self.n, *rows.shape[1:])
 
     def _show(self, value: Tensor) -> Tensor:
         if not self.star:
             return value
         shown = value.clone().contiguous()
-        self._guard(lambda: dist.broadcast(shown, 0))
-        if self.rank == 0:
-            self.ledger.transport.framing += shown.numel() * shown.element_size()
+        self.carrier.broadcast(shown)
         return shown
 
 
@@ -342,22 +316,32 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _packet(ask: Ask) -> Packet:
+    assert isinstance(ask, Spoken)
+    return ask.packet
+
+
+def _local_sum(packet: Packet) -> Tensor:
+    """The sum over the local workers, flat."""
+    total = torch.zeros(math.prod(packet.shape), dtype=packet.dtype)
+    values = packet.decoded.dense()
+    fold_dense(values.reshape(values.shape[0], total.numel()), 1.0, total)
+    return total
+
+
+def _most(packet: Packet) -> int:
+    """A bound in bytes on one worker's message, flag and length: four times the values at full width, and some."""
+    return 128 + 4 * packet.dtype.itemsize * math.prod(packet.shape)
+
+
+def _total(sizes: list[np.ndarray]) -> np.ndarray | None:
+    return np.sum(sizes, axis=0) if sizes else None
+
+
 def _take(buffer: np.ndarray, at: int, size: int) -> tuple[np.ndarray, int]:
     if at + size > len(buffer):
         raise Malformed(f"{len(buffer)} bytes came where at least {at + size} were due")
     return buffer[at : at + size], at + size
-
-
-def _length(head: np.ndarray) -> int:
-    length = int(head[:HEADER].copy().view("<i8")[0])
-    if not 0 <= length < 1 << 48:
-        raise Malformed(f"a length of {length} bytes")
-    return length
-
-
-def _agreed(most: int) -> int:
-    """The next capacity after parts of at most this size: an eighth more, in steps of 64 bytes."""
-    return max(FIRST // 64, -(-(most + most // 8) // 64) * 64)
 
 
 def _hosts(block: Block, to: np.ndarray | None) -> bool:

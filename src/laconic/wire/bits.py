@@ -1,4 +1,4 @@
-"""Bit streams in bytes: bit j of a stream is bit j % 8 (least significant first) of byte j // 8. Numbers go low bit first."""
+"""Bit streams in bytes: bit j of a stream is bit j % 8 (lowest first) of byte j // 8. Numbers go low bit first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numba import uint8, uint64
 
 @numba.njit(inline="always")
 def put(buffer, position, value, width):
-    """Writes the low `width` bits of a uint64 at a bit position; the buffer must hold zeros there. Returns the new position."""
+    """Writes the low `width` bits of a uint64 at a bit position, over zeros. Returns the new position."""
     while width > 0:
         shift = position & 7
         room = 8 - shift

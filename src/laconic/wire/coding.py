@@ -44,7 +44,7 @@ class Bits(Coding):
     width: int
 
     def measure(self, codes: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
-        out += self.fixed(np.diff(offsets))
+        out += self.fixed(offsets[1:] - offsets[:-1])
 
     def fixed(self, counts: np.ndarray) -> np.ndarray:
         return counts * self.width
@@ -54,7 +54,7 @@ class Bits(Coding):
         bits.put_fixed(unsigned, offsets, self.width, buffer, cursor)
 
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        if np.any(cursor + self.fixed(np.diff(offsets)) > ends):
+        if np.any(cursor + self.fixed(offsets[1:] - offsets[:-1]) > ends):
             raise Malformed(f"a field of {self.width}-bit codes is cut short")
         out = np.empty(int(offsets[-1]), dtype=np.uint64)
         bits.get_fixed(offsets, self.width, buffer, cursor, out)

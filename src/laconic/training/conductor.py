@@ -1,0 +1,109 @@
+"""The conductor: several texts in flight on one thread, in an order that never depends on timing."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.futures import Future
+
+from laconic.core.flight import Text
+from laconic.runtime.process_group import Pending, ProcessGroup
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One text of a step; `last` says that the step has no more."""
+
+    text: Text
+    last: bool
+    outcome: Future[Any]
+
+
+@dataclass(frozen=True)
+class _Aloft:
+    """A text whose flight is in the air."""
+
+    piece: _Piece
+    pending: Pending
+
+
+class Conductor:
+    """Runs the texts of one step after another on a thread of its own, at most `window` of them at once.
+
+    While there is room in the window and the step has more texts, it waits for the next one and sends its first flight
+    off; else it waits for the flight that was sent off first, advances that text, and sends off its next one. So the
+    order of all collectives follows from the order of the texts and what they say, which is the same on every
+    process, and never from when something arrives. (Collectives issued from callbacks of futures would be ordered by
+    timing, and processes would issue them in different orders.)
+
+    After one failure the processes no longer agree on what comes next, so every text that has not ended fails with the
+    same error, as does everything submitted later.
+
+    Parameters
+    ----------
+    runtime : whose `begin` and `finish` nobody else calls any more; a group of its own keeps it apart from others.
+    window : texts in flight at most.
+    """
+
+    def __init__(self, runtime: ProcessGroup, window: int = 4) -> None:
+        if window < 1:
+            raise ValueError(f"Conductor(window={window}) : window must be an integer >= 1")
+        self._runtime, self._window = runtime, window
+        self._inbox: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._aloft: deque[_Aloft] = deque()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="laconic-conductor", daemon=True)
+        self._thread.start()
+
+    def submit(self, text: Text, last: bool) -> Future[Any]:
+        """Takes the next text of the step, on every process in the same order; gives the future of its result."""
+        outcome: Future[Any] = Future()
+        self._inbox.put(_Piece(text, last, outcome))
+        # the error of a future made by `then` is one for C++ as well; that of `set_exception` alone is not
+        return outcome.then(Future.value)
+
+    def close(self) -> None:
+        """Ends the thread, once the step in hand has ended; a step that is not complete fails."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        more = True  # whether the step in hand has texts to come
+        while True:
+            if more and len(self._aloft) < self._window:
+                piece = self._inbox.get()
+                if piece is None:
+                    break
+                more = not piece.last
+                self._advance(piece, lambda: None)
+            else:
+                aloft = self._aloft.popleft()
+                self._advance(aloft.piece, lambda aloft=aloft: self._runtime.finish(aloft.pending))
+            more = more or not self._aloft
+        for aloft in self._aloft:
+            self._fail(aloft.piece, RuntimeError("the conductor was closed in the middle of a step"))
+
+    def _advance(self, piece: _Piece, replies: Callable[[], list[Any] | None]) -> None:
+        """Gives a text its replies and sends its next flight off, or sets its outcome where it has ended."""
+        if self._failure is not None:
+            return self._fail(piece, self._failure)
+        try:
+            flight = piece.text.send(replies())
+            self._aloft.append(_Aloft(piece, self._runtime.begin(flight)))
+        except StopIteration as stop:
+            piece.outcome.set_result(stop.value)
+        except Exception as failure:
+            self._fail(piece, failure)
+
+    def _fail(self, piece: _Piece, failure: Exception) -> None:
+        self._failure = failure
+        with contextlib.suppress(Exception):  # the text raises it again, or has ended already
+            piece.text.throw(failure)
+        piece.text.close()
+        piece.outcome.set_exception(failure)
