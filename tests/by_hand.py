@@ -13,7 +13,7 @@ from torch import Tensor
 from laconic.core import rows
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method
-from laconic.core.problem import Block, Oracles, Problem, Solution
+from laconic.core.problem import Block, Constant, Constants, Oracles, Problem, Solution
 from laconic.core.spec import parse
 from laconic.core.theory import Guarantee, Setting, Snapshot
 from laconic.methods.gd import GD
@@ -92,7 +92,9 @@ class Course:
         promise, (oracles,) = self.guarantee(), self.oracles
         assert promise.lyapunov is not None
         gap = float(cast(Any, oracles).excess(self.x, solution).mean())
-        terms = promise.lyapunov(Snapshot(self.x, gap, rows.mean(oracles.gradients(self.x)), self.state, oracles, solution))
+        terms = promise.lyapunov(
+            Snapshot(self.x, gap, rows.mean(oracles.gradients(self.x)), self.state, oracles, solution)
+        )
         return terms.shared + (0.0 if terms.workers is None else math.fsum(terms.workers.tolist()) / self.problem.n)
 
 
@@ -114,3 +116,20 @@ def matrices(problem: Problem) -> tuple[Tensor, Tensor]:
     columns = [oracles.gradients(e) for e in torch.eye(oracles.d, dtype=oracles.dtype)]
     linear = -oracles.gradients(zero)
     return torch.stack(columns, dim=2) + linear[:, :, None], linear
+
+
+def hand(n: int = 4, d: int = 100, convex: bool = True, mu: float | None = 0.5, **other: float) -> Setting:
+    """L = 2, L_i = 1, 2, 2, 7 (so L~^2 = 14.5), L+ = 3, L_pm = 1.5, mu = 0.5."""
+    values = {
+        "L": 2.0,
+        "L_max": 7.0,
+        "L_tilde": math.sqrt(14.5),
+        "L_plus": 3.0,
+        "L_pm": 1.5,
+        "sigma_star": 3.0,
+        **other,
+    }
+    if mu is not None:
+        values |= {"mu": mu, "mu_workers": mu}
+    named = {name: Constant(value) for name, value in values.items()}
+    return Setting(Constants(L_workers=(1.0, 2.0, 2.0, 7.0), **named), n, (d,), (5, 6), convex)

@@ -52,8 +52,9 @@ def untouched_generators() -> Iterator[None]:
 
 
 def _numpy_state() -> tuple:
-    name, words, *rest = np.random.get_state()
-    return (name, words.tobytes(), *rest)
+    state = np.random.get_state(legacy=False)
+    words, place = state["state"]["key"], state["state"]["pos"]
+    return words.tobytes(), place, state["has_gauss"], state["gauss"]
 
 
 @pytest.fixture

@@ -133,6 +133,13 @@ def test_run_as_json_prints_run_json_and_nothing_else(tmp_path):
     assert document["results"] == on_disk["results"] and document["path"] == str(out)
 
 
+def test_the_default_limit_is_said(tmp_path):
+    arguments = ["run", "--problem", QUADRATIC, "--method", "gd", "--every", "500", "--out", str(tmp_path / "r")]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert "ends after 1000 rounds" in result.stderr
+    assert result.stdout.splitlines()[1].split()[:2] == ["gd", "1000"]
+
+
 def test_every_option_from_a_file_and_the_command_line_wins(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(

@@ -59,7 +59,7 @@ def wholes(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(-9, 10, (n, d)).astype(float))
 
 
-# ---- RandK: every support ------------------------------------------------------------------------------------------------
+# ---- RandK: every support --------------------------------------------------------------------------------------------
 
 SIZES = [(d, k) for d in range(1, 7) for k in range(1, d + 1)]
 
@@ -97,7 +97,7 @@ def test_randk_keeps_k_coordinates_of_its_own_support(n: int, d: int, k: int, st
         assert torch.equal(out[row], v[row] if k == d else expected)
 
 
-# ---- shared support ------------------------------------------------------------------------------------------------------
+# ---- shared support --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("d", "k"), SIZES)
@@ -128,7 +128,7 @@ def test_a_shared_support_is_the_same_on_every_worker_and_process(d: int) -> Non
         assert not torch.equal(send(RandK(0.4), v, keys_of(5))[0], send(RandK(0.4), v, keys_of(5))[1])
 
 
-# ---- PermK: every permutation --------------------------------------------------------------------------------------------
+# ---- PermK: every permutation ----------------------------------------------------------------------------------------
 
 DEALS = [(1, 1), (3, 1), (2, 2), (4, 2), (5, 2), (3, 3), (4, 3), (5, 3), (1, 3), (2, 4), (2, 5), (3, 4), (3, 5), (3, 6)]
 
@@ -160,7 +160,9 @@ def claimed_by_hand(d: int, n: int) -> tuple[Fraction, Fraction]:
 
 
 @pytest.mark.parametrize(("d", "n"), DEALS)
-def test_permk_is_unbiased_and_its_ab_is_an_equality(every_deal: Callable[[int, int], Iterator[None]], d: int, n: int) -> None:
+def test_permk_is_unbiased_and_its_ab_is_an_equality(
+    every_deal: Callable[[int, int], Iterator[None]], d: int, n: int
+) -> None:
     """For d >= n with any remainder and for d < n with any remainder, over all deals."""
     a, keys, mean = wholes(n, d), keys_of(n), wholes(n, d).mean(0)
     claim = PermK().claim(d, n)
@@ -208,7 +210,7 @@ def test_equal_vectors_come_back_exactly_from_permk(n: int, extra: int, step: in
     assert torch.equal(send(PermK(), v, keys_of(n, step)).sum(0) / n, v[0])
 
 
-# ---- TopK ----------------------------------------------------------------------------------------------------------------
+# ---- TopK ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", range(1, 9))
@@ -232,7 +234,7 @@ def test_a_fraction_is_rounded_up_to_a_count() -> None:
     assert TopK(0.3).claim(10, 1).alpha == 0.3  # 0.3 * 10 is 3 and not 4, whatever floats say
 
 
-# ---- natural -------------------------------------------------------------------------------------------------------------
+# ---- natural ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -256,7 +258,7 @@ def test_natural_variance_is_at_most_an_eighth(d: int) -> None:
     assert float((nearly - 1) * (2 - nearly) / nearly**2) == pytest.approx(0.125, abs=1e-16)
 
 
-# ---- what holds for every compressor of the catalogue ---------------------------------------------------------------------
+# ---- what holds for every compressor of the catalogue ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
@@ -313,7 +315,9 @@ def test_views_and_float32(compressor: Compressor) -> None:
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 100), (3, 1), (7, 100), (100, 7)])
 def test_the_share_is_the_size_of_a_message(compressor: Compressor, n: int, d: int) -> None:
     """Of the values alone: indices are not counted. On average over workers."""
-    message = compressor.compress(torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64), keys_of(n))
+    message = compressor.compress(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64), keys_of(n)
+    )
     values = sum(len(codes) * slot.coding.width for slot, codes in zip(message.schema, message.codes, strict=True)
                  if hasattr(slot.coding, "width"))  # fmt: skip
     assert values / (64 * n * d) == pytest.approx(compressor.share(d, n), rel=1e-12)

@@ -78,7 +78,7 @@ class Pair(Toy):
 @contextlib.contextmanager
 def toys() -> Iterator[None]:
     """Spec strings name the toys only."""
-    classes = {cls.name: cls for cls in (Leaf, Wrap, Pair)}
+    classes: dict[str, type[Entry]] = {cls.name: cls for cls in (Leaf, Wrap, Pair)}
     names = {label: cls.name for cls in classes.values() for label in (cls.name, *cls.aliases)}
     with mock.patch("laconic.core.spec.catalogue", lambda: Catalogue(classes, names, ())):
         yield
@@ -269,7 +269,8 @@ def test_sources_as_text_and_bibtex() -> None:
 
 # ---- the catalogue ---------------------------------------------------------------------------------------------------
 
-CATALOGUE = [pytest.param(cls, id=name) for name, cls in sorted(catalogue().entries.items())]
+ENTRIES = [cls for _, cls in sorted(catalogue().entries.items())]
+CATALOGUE = [pytest.param(cls, id=cls.name) for cls in ENTRIES]
 EXPECTED = {
     "compressor": "identity topk randk permk natural",
     "estimator": "full sgd lsvrg",
@@ -334,7 +335,7 @@ def wrong_values(parameter: Parameter) -> Iterator[Any]:
 
 WRONG = [
     pytest.param(cls, parameter, value, id=f"{cls.name}-{parameter.name}-{value!r}")
-    for (cls,) in (param.values for param in CATALOGUE)
+    for cls in ENTRIES
     for parameter in parameters(cls)
     for value in wrong_values(parameter)
 ]
@@ -361,7 +362,7 @@ def test_every_parameter_says_what_it_takes(cls: type[Entry]) -> None:
 
 @pytest.mark.parametrize("cls", CATALOGUE)
 def test_every_entry_is_documented(cls: type[Entry]) -> None:
-    assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+    assert dataclasses.is_dataclass(cls) and vars(cls)["__dataclass_params__"].frozen
     assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), f"{cls.__name__} has no docstring of its own"
     assert ">>>" in cls.__doc__, f"{cls.__name__}'s docstring has no example that runs"
     assert (sys.modules[cls.__module__].__doc__ or "").strip()

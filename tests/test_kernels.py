@@ -30,7 +30,7 @@ def keys_of(workers: object) -> Keys:
     return Keys(5, 2, "kernels", np.asarray(workers, dtype=np.int64), 1 << 20)
 
 
-# ---- the k largest ------------------------------------------------------------------------------------------------------
+# ---- the k largest ---------------------------------------------------------------------------------------------------
 
 
 def selects(v: Tensor, k: int, expected: list[list[int]]) -> bool:
@@ -52,7 +52,9 @@ AWKWARD = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 1
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
-    row=st.lists(st.one_of(st.sampled_from(AWKWARD), st.integers(-3, 3).map(float), st.floats()), min_size=1, max_size=70),
+    row=st.lists(
+        st.one_of(st.sampled_from(AWKWARD), st.integers(-3, 3).map(float), st.floats()), min_size=1, max_size=70
+    ),
     data=st.data(),
 )
 def test_selection_is_that_of_a_plain_sort(dtype: torch.dtype, row: list[float], data: st.DataObject) -> None:
@@ -116,7 +118,7 @@ def test_rows_are_selected_alike_in_any_company_and_on_any_number_of_threads(k: 
     assert largest(v[:0], k)[0].shape == (0, k) and largest(v[:, :0], 0)[0].shape == (31, 0)
 
 
-# ---- natural rounding ---------------------------------------------------------------------------------------------------
+# ---- natural rounding ------------------------------------------------------------------------------------------------
 
 FLOATS = {torch.float64: st.floats(), torch.float32: st.floats(width=32)}
 
@@ -205,14 +207,16 @@ def test_rounding_is_the_same_in_any_company_and_on_any_number_of_threads(two_th
     assert torch.equal(natural.encode(v[4:9, :300], keys.address, keys.workers[4:9]), two[4:9, :300])
 
 
-# ---- sums of a fixed order ----------------------------------------------------------------------------------------------
+# ---- sums of a fixed order -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(st.integers(0, 6), st.integers(1, 40), st.integers(0, 2**32))
 def test_dots_are_the_references_bit_for_bit(dtype: torch.dtype, n: int, d: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    a, b = (torch.from_numpy(rng.standard_normal((n, d)) * 10.0 ** rng.integers(-9, 9, (n, d))).to(dtype) for _ in range(2))
+    a, b = (
+        torch.from_numpy(rng.standard_normal((n, d)) * 10.0 ** rng.integers(-9, 9, (n, d))).to(dtype) for _ in range(2)
+    )
     out = fold.dots(a, b)
     assert bits_of(out) == bits_of(fold.dots_reference(a, b))
     for row in range(n):  # and the order is the one in words: lanes of every eighth product, then the lanes in order
@@ -230,7 +234,9 @@ def test_the_order_matters_so_equality_says_something(dtype: torch.dtype) -> Non
     a = torch.from_numpy(np.random.default_rng(3).standard_normal((50, 999))).to(dtype)
     naive = [float(sum((x * x for x in row), np.array(0, dtype=row.dtype))) for row in a.numpy()]
     assert naive != fold.dots(a, a).tolist()
-    assert torch.allclose(fold.dots(a, a), (a.double() ** 2).sum(1).to(dtype), rtol=1e-5 if dtype is torch.float32 else 1e-13)
+    assert torch.allclose(
+        fold.dots(a, a), (a.double() ** 2).sum(1).to(dtype), rtol=1e-5 if dtype is torch.float32 else 1e-13
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -303,7 +309,7 @@ def test_a_failing_kernel_is_heard_of_on_any_thread(two_threads: None) -> None:
         over_rows(fail, 4, 1 << 20)
 
 
-# ---- algebra of rows ----------------------------------------------------------------------------------------------------
+# ---- algebra of rows -------------------------------------------------------------------------------------------------
 
 
 def test_rows_algebra() -> None:

@@ -61,7 +61,7 @@ def batches(draw: st.DrawFn) -> tuple[Compressor, Tensor, Keys]:
     return compressor, torch.from_numpy(v).to(dtype), keys_of(workers, n, draw(st.integers(0, 2**40)))
 
 
-# ---- every compressor of the catalogue --------------------------------------------------------------------------------
+# ---- every compressor of the catalogue -------------------------------------------------------------------------------
 
 
 def test_the_catalogue_has_compressors() -> None:
@@ -167,7 +167,7 @@ def test_missing_and_surplus_bytes_raise_malformed(batch: tuple[Compressor, Tens
             Message.unpack(buffer[: len(buffer) - by], shorter, schema)
 
 
-# ---- by hand ------------------------------------------------------------------------------------------------------------
+# ---- by hand ---------------------------------------------------------------------------------------------------------
 
 
 def test_topk_by_hand() -> None:
@@ -202,7 +202,9 @@ def test_sizes_by_hand(name: str, k: int | float, dtype: torch.dtype, nbytes: in
 
 def test_a_row_is_padded_with_zeros_to_bytes_of_its_own() -> None:
     schema = (Slot(Bits(3), torch.uint8, np.array([1, 2, 0])), Slot(Bits(7), torch.int16, 1))
-    message = Message(schema, (torch.tensor([7, 1, 2], dtype=torch.uint8), torch.tensor([1, 127, 64], dtype=torch.int16)), 3)
+    message = Message(
+        schema, (torch.tensor([7, 1, 2], dtype=torch.uint8), torch.tensor([1, 127, 64], dtype=torch.int16)), 3
+    )
     assert message.bits.tolist() == [10, 13, 7] and message.nbytes.tolist() == [2, 2, 1]
     assert message.pack().tobytes() == bytes([0b00001_111, 0, 0b11_010_001, 0b11111, 64])
     assert same(Message.unpack(message.pack(), message.nbytes, schema), message)
@@ -213,7 +215,7 @@ def test_a_row_is_padded_with_zeros_to_bytes_of_its_own() -> None:
             Message.unpack(damaged, message.nbytes, schema)
 
 
-# ---- a number of codes that the message itself says ---------------------------------------------------------------------
+# ---- a number of codes that the message itself says ------------------------------------------------------------------
 
 SIZE = 20
 
@@ -279,7 +281,7 @@ def test_a_message_without_rows_is_no_bytes() -> None:
     assert Message.unpack(message.pack(), message.nbytes, message.schema).rows == 0
 
 
-# ---- the same bits for a row whatever shares its block -------------------------------------------------------------------
+# ---- the same bits for a row whatever shares its block ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,8 @@ def seconds(text: str, *flights: tuple[list[int] | None, list[int] | None]) -> f
 )
 def test_units(text, up, down, latency, server):
     network = Network.parse(text)
-    assert network.default == Line(up, down, pytest.approx(latency))
+    line = network.default
+    assert line is not None and line == Line(up, down, line.latency) and line.latency == pytest.approx(latency)
     assert network.server == server
 
 
@@ -160,6 +163,14 @@ def test_every_worker_needs_a_line(tmp_path):
         Network.parse(str(path)).clock(5)
     with pytest.raises(ValueError, match="worker 1, but there are only 1"):
         Network.parse(str(path)).clock(1)
+
+
+@pytest.mark.parametrize("text", ["10mbit,20ms", "1gbit,1ms,server=2gbit", "links.csv"])
+def test_a_network_survives_run_json(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "links.csv").write_text("worker,up,down,latency\n0-1,1mbit,2mbit,0.3ms\n*,1gbit,1gbit,1us\n")
+    network = Network.parse(text)
+    assert Network.of_record(json.loads(json.dumps(network.record()))) == network
 
 
 def test_only_equal_lines_can_be_repriced():

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from laconic.cli import app
 from laconic.core.keys import Keys
 from laconic.core.registry import Broken, catalogue
-from laconic.core.spec import parse
+from laconic.core.spec import example, parse
 from laconic.core.theory import Setting
 from laconic.runtime.local import Local
 
@@ -248,14 +248,14 @@ def test_each_is_listed_and_shown(laconic: Laconic, name: str) -> None:
     listed = json.loads(laconic("list", cls.kind, "--json"))
     assert name in json.dumps(listed)
     shown = laconic("show", name)
-    assert cls.example in shown
+    assert example(cls) in shown
     if cls.source is not None:
         assert str(cls.source.year) in shown and str(cls.source.year) in laconic("show", name, "--bibtex")
 
 
 def test_each_is_parsed_and_checked(package: Path) -> None:
     for name in FILES:
-        entry = parse(catalogue().entries[name].example)
+        entry = parse(example(catalogue().entries[name]))
         assert entry.name == name and parse(str(entry)) == entry
     with pytest.raises(ValueError, match=r"^Shifted\(rate=2\) : rate must be a number in \[0, 1\]$"):
         parse("shifted(natural, rate=2)")

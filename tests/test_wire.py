@@ -16,7 +16,7 @@ from laconic.wire.coding import Bits, Coding, Malformed, Subset
 
 TWO_LOG_PHI = 2 * math.log((1 + math.sqrt(5)) / 2)
 
-# ---- the twin: a stream of bits as text, least significant bit first ---------------------------------------------------
+# ---- the twin: a stream of bits as text, least significant bit first -------------------------------------------------
 
 
 def low_first(value: int, width: int) -> str:
@@ -47,7 +47,7 @@ def twin_of_subset(row: list[int], size: int) -> str:
     return "0" + sparse if len(sparse) <= size else "1" + bitmap
 
 
-# ---- a batch of rows, each starting at a byte -----------------------------------------------------------------------
+# ---- a batch of rows, each starting at a byte ------------------------------------------------------------------------
 
 
 def offsets_of(rows: list[list[int]]) -> np.ndarray:
@@ -83,7 +83,7 @@ def decode(coding: Coding, pieces: list[bytes], counts: list[int]) -> list[list[
     return [codes[low:high].tolist() for low, high in itertools.pairwise(offsets)]
 
 
-# ---- fields of equal width ----------------------------------------------------------------------------------------------
+# ---- fields of equal width -------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -125,7 +125,7 @@ def test_a_field_that_is_cut_short_is_refused(case: tuple[int, list[list[int]]],
         decode(Bits(width), encode(Bits(width), rows, np.uint64), counts)
 
 
-# ---- subsets ------------------------------------------------------------------------------------------------------------
+# ---- subsets ---------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -194,7 +194,7 @@ def test_the_rice_parameter_is_the_formulas() -> None:
         assert bits[0] == min(2 + math.floor(math.log2(TWO_LOG_PHI * size)), 1 + size)
 
 
-# ---- what cannot be right -----------------------------------------------------------------------------------------------
+# ---- what cannot be right --------------------------------------------------------------------------------------------
 
 
 @given(st.binary(max_size=12), st.integers(1, 70), st.data())

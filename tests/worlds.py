@@ -22,7 +22,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
-MOST = 4
+MOST = 4  # processes
+START = 100.0  # seconds that their start may take on a busy machine
 
 
 class Failed(AssertionError):
@@ -41,11 +42,19 @@ class Worker:
         environment["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(HERE)])
         environment["OMP_NUM_THREADS"] = "1"
         self.process = subprocess.Popen(
-            [sys.executable, "-u", str(HERE / "jobs.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-u", str(HERE / "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=environment, text=True,
         )  # fmt: skip
+        self._ready = False
+
+    def wait_until_ready(self) -> None:
+        if not self._ready:
+            started = self.reply(time.monotonic() + START)
+            assert started == {"ready": True}, started
+            self._ready = True
 
     def ask(self, request: dict[str, Any]) -> None:
+        """Hands it a request."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -79,9 +88,11 @@ class Pool:
         self._stores = (str(Path(self._folder.name) / str(i)) for i in itertools.count())
 
     def run(self, job: str, world: int, timeout: float = 60.0, **arguments: Any) -> list[dict[str, Any]]:
-        """What every rank says: {"result": ...}, {"error": type, "message": text}, {"died": status} or {"hung": True}."""
+        """What every rank says: {"result": x}, {"error": type, "message": text}, {"died": status} or {"hung": True}."""
         self._start(MOST)
         store = next(self._stores)
+        for worker in self._workers[:world]:
+            worker.wait_until_ready()
         for rank in range(world):
             request = {"job": job, "rank": rank, "world": world, "store": store, "arguments": arguments}
             self._workers[rank].ask(request)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from laconic.lab import describe
-from laconic.lab.plan import read_file
+from laconic.lab.plan import DEFAULT_ROUNDS, Network, read_file
 from laconic.lab.report import report as write_report
 from laconic.lab.run import NetworkFailure, Runs
 from laconic.lab.run import run as run_methods
@@ -161,9 +161,12 @@ def run(
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None and value != []}
     settings = _settings({} if file is None else read_file(file), given)
+    leader = os.environ.get("RANK", "0") == "0"
     found = run_methods(**settings, progress=not as_json)
-    if os.environ.get("RANK", "0") != "0":
+    if not leader:
         return
+    if not {"rounds", "iterations", "budget"} & set(settings):
+        print(f"laconic: each curve ends after {DEFAULT_ROUNDS} rounds, for no other limit is given", file=sys.stderr)
     if as_json:
         return _print_json({"path": None if found.path is None else str(found.path), **found.document})
     _print_results(found)
@@ -204,7 +207,8 @@ def _remembered(out: Path) -> dict[str, Any]:
     methods = [{"spec": one["spec"], "label": one["label"]} for one in identity["methods"]]
     limits = {name: value for name, value in identity["limits"].items() if value is not None}
     same = {name: identity[name] for name in ("problem", "every", "seeds", "topology", "wire")}
-    return {**same, **limits, "method": methods, "network": [one["name"] for one in identity["networks"]]}
+    networks = [Network.of_record(one) for one in identity["networks"]]
+    return {**same, **limits, "method": methods, "network": networks}
 
 
 def _print_results(found: Runs) -> None:

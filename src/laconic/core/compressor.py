@@ -270,9 +270,11 @@ class Unknown:
     dtype: torch.dtype
 
     def dense(self) -> Tensor:
+        """NaN (*shape), a fresh tensor."""
         return torch.full(self.shape, math.nan, dtype=self.dtype)
 
     def add_to(self, target: Tensor, scale: float = 1.0) -> None:
+        """Makes target NaN, in place."""
         target.fill_(math.nan)
 
 

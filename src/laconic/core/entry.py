@@ -7,26 +7,30 @@ import functools
 import math
 import sys
 import types
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
-class Range:
-    """The values a parameter may take. `Annotated[int, Count(1)]` on a field declares one."""
+class Range(ABC):
+    """The values a parameter may take. `Annotated[int, Count(1)]` on a field declares one; `str` says which."""
 
+    @abstractmethod
     def holds(self, value: Any) -> bool:
-        raise TypeError(f"{type(self).__name__} must define holds")
+        """Whether the parameter may take the value."""
 
+    @abstractmethod
     def examples_outside(self) -> tuple[Any, ...]:
         """Values that must be refused; the contract tests try each of them."""
-        raise TypeError(f"{type(self).__name__} must define examples_outside")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a finite number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return -sys.float_info.max <= value <= sys.float_info.max
+    return (_is_integer(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,7 @@ class Amount(Range):
     """How many of d coordinates: an integer is a count, a float is a fraction (1 is one, 1.0 is all)."""
 
     def holds(self, value: Any) -> bool:
-        if isinstance(value, bool):
-            return False
-        return (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0.0 < value <= 1.0)
+        return (_is_integer(value) and value >= 1) or (isinstance(value, float) and 0.0 < value <= 1.0)
 
     def examples_outside(self) -> tuple[Any, ...]:
         return (0, -3, 0.0, 1.5, -0.1, math.nan, math.inf, "many", True)
@@ -58,7 +60,7 @@ class Count(Range):
     least: int = 1
 
     def holds(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
+        return _is_integer(value) and value >= self.least
 
     def examples_outside(self) -> tuple[Any, ...]:
         return (self.least - 1, self.least + 0.5, "many")
@@ -152,6 +154,7 @@ class Source:
         return f"{self.authors} ({self.year}). {self.title}{tail}{place}"
 
     def bibtex(self) -> str:
+        """The source as a BibTeX entry."""
         first = self.authors.split(",")[0].split(" and ")[0].split()[-1].lower()
         word = "".join(c for c in self.title.split()[0].lower() if c.isalnum())
         authors = self.authors.replace(", ", " and ")
@@ -193,7 +196,8 @@ class Parameter:
     default: Any
 
     def check(self, owner: str, value: Any) -> None:
-        if value is None and _allows(self.type, type(None)):
+        """Raises ValueError, in the call syntax of `owner`, for a value that the parameter may not take."""
+        if value is None and type(None) in _members(self.type):
             return
         if self.range is not None:
             if not self.range.holds(value):
@@ -210,34 +214,20 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _allows(hint: Any, kind: type) -> bool:
-    return any(member is kind for member in _members(hint))
-
-
 def _matches(hint: Any, value: Any) -> bool:
     for member in _members(hint):
-        if member is Any:
-            return True
         base = get_origin(member) or member
-        if isinstance(base, type):
-            if base is float and _is_number(value):
-                return True
-            if isinstance(value, base) and not (isinstance(value, bool) and base is not bool):
-                return True
-        else:
+        if base is Any or not isinstance(base, type) or (base is float and _is_number(value)):
+            return True
+        if isinstance(value, base) and (base is bool or not isinstance(value, bool)):
             return True
     return False
 
 
 def _type_name(hint: Any) -> str:
-    names = []
-    for member in _members(hint):
-        if isinstance(member, type) and issubclass(member, Entry):
-            names.append(f"a {member.kind}")
-        elif isinstance(member, type):
-            names.append(
-                {"NoneType": "None", "str": "text", "bool": "True or False"}.get(member.__name__, member.__name__)
-            )
+    words = {"NoneType": "None", "str": "text", "bool": "True or False"}
+    classes = [member for member in _members(hint) if isinstance(member, type)]
+    names = [f"a {c.kind}" if issubclass(c, Entry) else words.get(c.__name__, c.__name__) for c in classes]
     return " or ".join(names)
 
 
@@ -277,20 +267,3 @@ def spec_of(entry: Entry) -> str:
 
 def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
-
-
-__all__ = [
-    "Amount",
-    "Count",
-    "Entry",
-    "Interval",
-    "OneOf",
-    "Parameter",
-    "Range",
-    "Source",
-    "Step",
-    "Stepsize",
-    "amount",
-    "parameters",
-    "spec_of",
-]

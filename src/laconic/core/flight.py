@@ -5,6 +5,7 @@ No event loop: a text is advanced by hand, its requests of one moment are a flig
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
@@ -26,25 +27,27 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Uplink(Ask):
-    """Messages of the local workers to the server."""
+class Sending(Ask):
+    """A request that sends messages."""
 
     packet: Packet
 
 
 @dataclass(frozen=True)
-class Downlink(Ask):
+class Uplink(Sending):
+    """Messages of the local workers to the server."""
+
+
+@dataclass(frozen=True)
+class Downlink(Sending):
     """A message of the server to the workers in `to` (None: to all). Without content where the server is not."""
 
-    packet: Packet
     to: np.ndarray | None
 
 
 @dataclass(frozen=True)
-class AllReduce(Ask):
-    """The mean over workers of vectors that sum in flight; `packet` holds them at full width."""
-
-    packet: Packet
+class AllReduce(Sending):
+    """The mean over workers of vectors that sum in flight; the packet holds them at full width."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Show(Ask):
 Flight = list[Ask]
 
 
+def fail(text: Text | Generator[Flight, list[Any], Any], failure: BaseException) -> None:
+    """Throws a failed flight into a text at its `await`. It may clean up; whatever it does, the failure stands."""
+    with contextlib.suppress(StopIteration, type(failure)):
+        text.throw(failure)
+
+
 @types.coroutine
 def _advance(parts: Sequence[Generator[Flight, list[Any], Any]]) -> Generator[Flight, list[Any], list[Any]]:
     live, results = dict(enumerate(parts)), [None] * len(parts)
@@ -81,7 +90,12 @@ def _advance(parts: Sequence[Generator[Flight, list[Any], Any]]) -> Generator[Fl
             shares.append((i, len(asks)))
             flight += asks
         if flight:
-            replies = yield flight
+            try:
+                replies = yield flight
+            except BaseException as failure:
+                for i, _ in shares:
+                    fail(live[i], failure)
+                raise
             for i, count in shares:
                 answers[i], replies = replies[:count], replies[count:]
     return results
@@ -106,5 +120,5 @@ def drive(text: Text, perform: Callable[[Flight], list[Any]]) -> Any:
         try:
             replies = perform(flight)
         except BaseException as failure:
-            text.throw(failure)
+            fail(text, failure)
             raise

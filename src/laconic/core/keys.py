@@ -48,6 +48,7 @@ class Keys:
 
     @property
     def rows(self) -> int:
+        """How many addresses there are."""
         return len(self.workers)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Flight = Callable[["np.ndarray | None", "np.ndarray | None"], None]
+Listener = Callable[["np.ndarray | None", "np.ndarray | None"], None]  # of a flight's bytes per worker, up and down
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Ledger:
         self.downlink = np.zeros(n, dtype=np.int64)
         self.messages_up = self.messages_down = self.rounds = 0
         self.transport = Transport()
-        self.listeners: list[Flight] = []
+        self.listeners: list[Listener] = []
 
     def flight(self, up: np.ndarray | None, down: np.ndarray | None, messages_up: int, messages_down: int) -> None:
         """Enters one flight. It is a round if workers spoke to the server."""

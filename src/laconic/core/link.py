@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from laconic.core.compressor import Compressor, Exact, Packet, Sent
-from laconic.core.flight import AllReduce, Ask, Downlink, Look, Show, Uplink
+from laconic.core.flight import AllReduce, Downlink, Look, Show, Uplink
 from laconic.core.keys import SERVER, Keys
 from laconic.core.message import Message
 from laconic.core.problem import Block
@@ -34,6 +34,7 @@ class Cohort:
 
     @property
     def private(self) -> bool:
+        """Whether only the members know that they are."""
         return self.members is None
 
 
@@ -68,18 +69,22 @@ class Link:
 
     @property
     def block(self) -> Block:
+        """The workers hosted here."""
         return self._root.block
 
     @property
     def n(self) -> int:
+        """The workers of the whole problem."""
         return self._root.block.n
 
     @property
     def holds_server(self) -> bool:
+        """Whether the server's values are computed here."""
         return self._root.holds_server
 
     @property
     def step(self) -> int:
+        """The iteration that `begin` started."""
         return self._root.step
 
     @property
@@ -154,7 +159,7 @@ class Link:
             state = compressor.start(shape, v.dtype, keys)
         codes, state = compressor.advance(v, keys, state)
         message = Message(compressor.schema(shape, v.dtype, keys), codes, v.shape[0])
-        return Packet(compressor, message, keys, shape, v.dtype, rows, state)
+        return Packet(compressor, message, keys, shape, v.dtype, rows, state=state)
 
     async def uplink(
         self, what: Packet | Compressor | None, v: Tensor | None = None, who: Cohort | None = None
@@ -199,6 +204,3 @@ class Link:
     async def show(self, value: Tensor) -> Tensor:
         """A value of the server on every party; not counted."""
         return await Show(value)
-
-
-__all__ = ["Ask", "Cohort", "Link"]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from laconic.core.compressor import Compressor, as_contractive
 from laconic.core.entry import Entry, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
@@ -61,3 +62,14 @@ def full_gradients_only(mechanism: Mechanism, estimator: Estimator) -> None:
     """Raises NoTheorem where a theorem for exact gradients is asked about another estimator."""
     if not estimator.exact:
         raise NoTheorem(f"the theorem of {mechanism} is about full gradients, not {estimator}; give an explicit step")
+
+
+def contractive_only(mechanism: Mechanism, compressor: Compressor, setting: Setting) -> float:
+    """alpha of a compressor. Raises NoTheorem where a mechanism's theorem is asked about one not known to contract."""
+    alpha = as_contractive(compressor.claim(setting.d, setting.n))
+    if alpha is None:
+        raise NoTheorem(
+            f"the theorem of {mechanism} needs a contractive compressor and {compressor} is not known to be one; "
+            "give an explicit step"
+        )
+    return alpha

@@ -55,7 +55,7 @@ class Message:
         """The bits of each row, int64 of shape (rows,), found without encoding."""
         total = np.zeros(self.rows, dtype=np.int64)
         for place, (slot, codes) in enumerate(zip(self.schema, self.codes, strict=True)):
-            known = slot.coding.fixed(np.int64(slot.count)) if isinstance(slot.count, int) else None
+            known = slot.coding.fixed(np.asarray(slot.count)) if isinstance(slot.count, int) else None
             if known is not None:
                 total += known
             else:

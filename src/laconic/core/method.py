@@ -54,8 +54,13 @@ def resolve(step: float | str | None, largest: Callable[[], float]) -> float:
     return float(step[:-1]) * largest() if isinstance(step, str) else float(step)
 
 
+def explicit(step: float | str | None) -> float | None:
+    """The stepsize where it is a number, None where it is left to a theorem (None or "4x")."""
+    return float(step) if isinstance(step, (int, float)) else None
+
+
 def number(step: float | str | None) -> float:
     """The stepsize of a settled method. Raises ValueError where it is still open."""
-    if isinstance(step, (int, float)):
-        return float(step)
+    if (value := explicit(step)) is not None:
+        return value
     raise ValueError(f"step={step!r} is not a number yet; run the method that settled(setting) gives")

@@ -30,6 +30,7 @@ class Block:
 
     @property
     def size(self) -> int:
+        """How many workers live here."""
         return self.high - self.low
 
     @property
@@ -39,6 +40,7 @@ class Block:
 
     @staticmethod
     def whole(n: int) -> Block:
+        """All n workers."""
         return Block(0, n, n)
 
     @staticmethod
@@ -156,6 +158,7 @@ class Oracles(ABC):
 
     @property
     def d(self) -> int:
+        """The number of coordinates of x."""
         return int(np.prod(self.shape))
 
     @abstractmethod

@@ -34,6 +34,7 @@ class Catalogue:
     broken: tuple[Broken, ...]
 
     def of_kind(self, kind: str) -> list[type[Entry]]:
+        """The entries of a kind ("compressor", "method", ...), by name."""
         return [entry for _, entry in sorted(self.entries.items()) if entry.kind == kind]
 
     def find(self, name: str) -> type[Entry]:
@@ -57,22 +58,26 @@ def _entries_in(module: ModuleType) -> list[type[Entry]]:
     ]
 
 
+def _modules() -> list[str]:
+    """Those that should hold entries: in the catalogue's folders, then as installed packages name them."""
+    modules: list[str] = []
+    for folder in FOLDERS:
+        package = importlib.import_module(f"laconic.{folder}")
+        files = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+        modules += [f"{package.__name__}.{file}" for file in files if not file.startswith("_")]
+    return modules + [point.value for point in importlib.metadata.entry_points(group=GROUP)]
+
+
 @functools.lru_cache(maxsize=1)
 def catalogue() -> Catalogue:
     """Everything that can be named in a spec string. Read once per process; `catalogue.cache_clear()` reads again."""
     found: list[type[Entry]] = []
     broken: list[Broken] = []
-    modules: list[tuple[str, str]] = []
-    for folder in FOLDERS:
-        package = importlib.import_module(f"laconic.{folder}")
-        names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-        modules += [(f"laconic.{folder}.{name}",) * 2 for name in names if not name.startswith("_")]
-    modules += [(point.value, point.value) for point in importlib.metadata.entry_points(group=GROUP)]
-    for label, path in modules:
+    for module in _modules():
         try:
-            found += _entries_in(importlib.import_module(path.split(":")[0]))
+            found += _entries_in(importlib.import_module(module.split(":")[0]))
         except Exception as error:  # a broken third-party file must not take the tool down: it is listed
-            broken.append(Broken(label, f"{type(error).__name__}: {error}"))
+            broken.append(Broken(module, f"{type(error).__name__}: {error}"))
     entries: dict[str, type[Entry]] = {}
     names: dict[str, str] = {}
     for entry in found:

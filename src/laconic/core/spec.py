@@ -9,9 +9,7 @@ from typing import Any
 from laconic.core.entry import Entry, parameters
 from laconic.core.registry import catalogue
 
-GRAMMAR = (
-    "a name, or name(value, key=value, ...) where a value is a number, quoted text, True, False, None or another spec"
-)
+GRAMMAR = "a name, or name(value, key=value, ...), a value being a number, quoted text, True, False, None or a spec"
 
 
 def parse(text: str) -> Entry:
@@ -35,19 +33,13 @@ def parse(text: str) -> Entry:
 
 def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):
-        return _build(node.id, (), {}, text)
+        return _build(node.id, [], [], text)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if any(isinstance(argument, ast.Starred) for argument in node.args) or any(
-            k.arg is None for k in node.keywords
-        ):
+        keywords = [(keyword.arg, keyword.value) for keyword in node.keywords]
+        if any(isinstance(argument, ast.Starred) for argument in node.args) or None in dict(keywords):
             raise ValueError(f"cannot read the spec {text!r}: * and ** have no meaning here")
-        arguments = tuple(_value(argument, text) for argument in node.args)
-        keywords: dict[str, Any] = {}
-        for keyword in node.keywords:
-            if keyword.arg in keywords:
-                raise ValueError(f"{node.func.id}({keyword.arg}=...) : {keyword.arg!r} is given twice in {text!r}")
-            keywords[str(keyword.arg)] = _value(keyword.value, text)
-        return _build(node.func.id, arguments, keywords, text)
+        arguments = [_value(argument, text) for argument in node.args]
+        return _build(node.func.id, arguments, [(str(key), _value(value, text)) for key, value in keywords], text)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -55,16 +47,15 @@ def _value(node: ast.expr, text: str) -> Any:
         raise ValueError(f"cannot read {piece!r} in the spec {text!r}: it must be {GRAMMAR}") from None
 
 
-def _build(name: str, arguments: tuple, keywords: dict[str, Any], text: str) -> Entry:
+def _build(name: str, arguments: list[Any], keywords: list[tuple[str, Any]], text: str) -> Entry:
     cls = catalogue().find(name)
     known = [parameter.name for parameter in parameters(cls)]
     listing = f"its parameters are {', '.join(known)}" if known else "it has no parameters"
     if len(arguments) > len(known):
-        raise ValueError(
-            f"{name} takes at most {len(known)} values and was given {len(arguments)} in {text!r}; {listing}"
-        )
+        count = len(arguments)
+        raise ValueError(f"{name} takes at most {len(known)} values and was given {count} in {text!r}; {listing}")
     given = dict(zip(known, arguments, strict=False))
-    for key, value in keywords.items():
+    for key, value in keywords:
         if key not in known:
             raise ValueError(f"{name}({key}=...) : {name} has no parameter {key!r}; {listing}")
         if key in given:

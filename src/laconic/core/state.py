@@ -94,15 +94,13 @@ def restore(state: Any, values: dict[str, Tensor], prefix: str = "") -> Any:
         if value.shape != state.shape or value.dtype != state.dtype:
             raise ValueError(f"the checkpoint's {prefix!r} is {_form(value)} and the run needs {_form(state)}")
         return value.clone()
-    renewed = {
-        name: restore(value, values, f"{prefix}.{name}" if prefix else name)
-        for name, value, _ in _children(state, prefix, None)
-    }
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return dataclasses.replace(state, **renewed)
+    dot = f"{prefix}." if prefix else ""
+    renewed = {name: restore(value, values, dot + name) for name, value, _ in _children(state, prefix, None)}
+    if isinstance(state, (list, tuple)):
+        return type(state)(renewed.values())
     if isinstance(state, dict):
         return {key: renewed[str(key)] for key in state}
-    return type(state)(renewed.values())
+    return dataclasses.replace(state, **renewed)
 
 
 def _form(tensor: Tensor) -> str:

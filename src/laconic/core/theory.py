@@ -25,6 +25,7 @@ class Setting:
 
     @property
     def d(self) -> int:
+        """The number of coordinates of x."""
         return math.prod(self.shape)
 
 

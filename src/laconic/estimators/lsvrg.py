@@ -70,11 +70,9 @@ class LSVRG(Estimator):
         return Estimate(same(x), reference, Probe(x, same, oracles.gradients))
 
     def _renewed(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Reference:
-        p = (
-            self.probability
-            if self.probability is not None
-            else torch.from_numpy(self.batch / oracles.terms()).clamp(max=1.0)
-        )
+        p: float | Tensor | None = self.probability
+        if p is None:
+            p = torch.from_numpy(self.batch / oracles.terms()).clamp(max=1.0)
         rows = link.coins(p).nonzero()[:, 0]
         if not len(rows):
             return state

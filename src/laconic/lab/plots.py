@@ -137,7 +137,7 @@ def marked(line: Line, place: int) -> list[int]:
     shown = np.flatnonzero(np.isfinite(line.y))
     if len(shown) <= MARKS_PER_LINE:
         return shown.tolist()
-    heights = np.log10(line.y[shown])
+    heights = np.minimum.accumulate(np.log10(line.y[shown]))  # noise is no progress
     run = np.arange(len(shown)) / len(shown) + np.append(0.0, np.abs(np.diff(heights)).cumsum()) / max(
         1e-9, np.ptp(heights)
     )

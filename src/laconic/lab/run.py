@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from laconic.core.problem import Constants, Oracles, Problem, Solution
 from laconic.core.theory import Setting
-from laconic.lab.curve import Curve, Pacer, Stop
+from laconic.lab.curve import Curve, Stop
 from laconic.lab.evaluate import Excess, Party, survey
+from laconic.lab.pacer import Pacer
 from laconic.lab.plan import Limits, Plan, plan
 from laconic.lab.progress import Watch
 from laconic.lab.record import machine, problem_record, solution_record, versions

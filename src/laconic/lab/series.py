@@ -87,7 +87,8 @@ def axes(frame: pd.DataFrame, network: str | None) -> list[Axis]:
 
 
 def _spread(frame: pd.DataFrame, column: str) -> bool:
-    ends = [numbers(seed, column).max() for _, seeds in curves(frame) for seed in seeds]
+    whole = [seed for _, seeds in curves(frame) for seed in seeds if DIVERGED not in set(seed["status"])]
+    ends = [numbers(seed, column).max() for seed in whole]
     ends = [end for end in ends if end > 0]
     return bool(ends) and max(ends) > _SPREAD * min(ends)
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
+PARTS = {"identity", "problem", "solution", "methods", "results"}  # of run.json
 FORMAT = 1  # of the run directory; raised when a reader of the old one would be misled
 
 
@@ -133,7 +134,7 @@ class RunDirectory:
             raise ValueError(f"{self.path} holds no run: there is no run.json") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.run_json} cannot be read ({error})") from None
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
+        if not isinstance(document, dict) or document.get("format") != FORMAT or not PARTS <= set(document):
             raise ValueError(f"{self.run_json} was written by another version of laconic")
         return document
 

@@ -96,7 +96,8 @@ class DIANA(Mechanism):
         if not isinstance(claim, Unbiased):
             raise NoTheorem(
                 f"the theorem of {self} needs an unbiased compressor, independent over workers, and {self.compressor} "
-                "is not known to be one; give explicit rate and step, or use ef21 for a biased and marina for a joint one"
+                "is not known to be one; give explicit rate and step, or use ef21 for a biased and marina for a "
+                "joint one"
             )
         return claim.omega
 
@@ -148,7 +149,7 @@ class DIANA(Mechanism):
             rate,
             lyapunov,
             0.0,
-            0.5 * smooth / rate,
+            0.5 * smooth / rate if rate > 0.0 else None,
             ("f strongly convex", "f_i convex and smooth", "independent unbiased compressor"),
             leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu),
         )

@@ -109,7 +109,7 @@ class Direct(Mechanism):
 
 
 def _plain(setting: Setting, step: float | None) -> Guarantee:
-    """Gradient descent, from the textbook."""
+    """Gradient descent, from the textbook: for step <= 2 / (L + mu) every step shrinks ||x - x*|| by 1 - step mu."""
     c = setting.constants
     (smooth,) = known(L=c.L)
     textbook = Source("Nesterov", 2004, "Introductory lectures on convex optimization", where="Theorem 2.1.15")
@@ -119,7 +119,7 @@ def _plain(setting: Setting, step: float | None) -> Guarantee:
     return Guarantee(
         1.0 / smooth,
         textbook,
-        1.0 - used * float(c.mu),
+        (1.0 - used * float(c.mu)) ** 2,
         _distance,
         0.0,
         0.5 * smooth,

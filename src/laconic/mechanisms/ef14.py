@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, as_contractive
+from laconic.core.compressor import Compressor
 from laconic.core.entry import Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
-from laconic.core.mechanism import Mechanism, full_gradients_only
+from laconic.core.mechanism import Mechanism, contractive_only, full_gradients_only
 from laconic.core.state import Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, estimates, known
 
@@ -39,18 +39,16 @@ class Memory:
 async def _feed(compressor: Compressor, v: Tensor, error: Tensor, link: Link) -> tuple[Tensor, Memory]:
     owed = error + v
     sent = await link.uplink(compressor, owed)
-    sent.own.add_to(owed, scale=-1.0)
-    return sent.mean.dense(), Memory(owed)
+    kept = owed.clone()  # a message may be a view of `owed` that other parties have yet to read
+    sent.own.add_to(kept, scale=-1.0)
+    return sent.mean.dense(), Memory(kept)
 
 
 def _guarantee(mechanism: Mechanism, compressor: Compressor, setting: Setting, estimator: Estimator) -> Guarantee:
     full_gradients_only(mechanism, estimator)
-    alpha = as_contractive(compressor.claim(setting.d, setting.n))
-    if alpha is None:
-        raise NoTheorem(
-            f"the theorem of {mechanism} needs a contractive compressor and {compressor} is not known to be one; "
-            "give an explicit step"
-        )
+    alpha = contractive_only(mechanism, compressor, setting)
+    if not setting.convex:
+        raise NoTheorem(f"the theorem of {mechanism} needs convex f_i; give an explicit step")
     c = setting.constants
     worst, _ = known(L_max=c.L_max, mu=c.mu)
     return Guarantee(

@@ -8,14 +8,14 @@ from typing import Annotated
 
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, as_contractive
+from laconic.core.compressor import Compressor
 from laconic.core.entry import Interval, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
-from laconic.core.mechanism import Mechanism, full_gradients_only
+from laconic.core.mechanism import Mechanism, contractive_only, full_gradients_only
 from laconic.core.rows import norm2
 from laconic.core.state import Server, Worker
-from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
+from laconic.core.theory import Guarantee, Setting, Snapshot, Terms, estimates, known
 
 
 @dataclass
@@ -31,12 +31,7 @@ def contraction(mechanism: Mechanism, compressor: Compressor, setting: Setting) 
 
     Raises NoTheorem where the compressor is not known to be contractive.
     """
-    alpha = as_contractive(compressor.claim(setting.d, setting.n))
-    if alpha is None:
-        raise NoTheorem(
-            f"the theorem of {mechanism} needs a contractive compressor and {compressor} is not known to be one; "
-            "give an explicit step"
-        )
+    alpha = contractive_only(mechanism, compressor, setting)
     theta = 1.0 - math.sqrt(1.0 - alpha)
     return theta, (1.0 - alpha) / theta
 
@@ -172,8 +167,7 @@ class EF21SGDM(Mechanism):
         return memory.estimate, memory
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
-        contraction(self, self.compressor, setting)
-        alpha = as_contractive(self.compressor.claim(setting.d, setting.n)) or 0.0
+        alpha = contractive_only(self, self.compressor, setting)
         c = setting.constants
         smooth, mean_smooth = known(L=c.L, L_tilde=c.L_tilde)
         largest = min(alpha / (20.0 * mean_smooth), self.eta / (7.0 * smooth))

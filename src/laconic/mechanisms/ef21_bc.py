@@ -34,7 +34,7 @@ class EF21BC(Mechanism):
     The model itself is never sent: every party takes the step for itself. Start: g~_i = C_w(v_i), and g = g~ is sent
     once at full width.
 
-    Guarantee (smooth f), with r = beta / theta of each compressor: step <= 1 / (L + L~ sqrt(16 r_M + 2 r_w (1 + 8 r_M))).
+    Guarantee (smooth f): step <= 1 / (L + L~ sqrt(16 r_M + 2 r_w (1 + 8 r_M))), r = beta / theta of a compressor.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from laconic.core.entry import Source, Stepsize
 from laconic.core.estimator import Estimator
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
-from laconic.core.method import Method, number, resolve
+from laconic.core.method import Method, explicit, number, resolve
 from laconic.core.problem import Oracles
 from laconic.core.state import Server, Shared
 from laconic.core.theory import Guarantee, Setting
@@ -70,7 +70,7 @@ class GD(Method):
         return dataclasses.replace(self, mechanism=mechanism, step=step)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        step = None if self.step is None or isinstance(self.step, str) else float(self.step)
+        step = explicit(self.step)
         return self.mechanism.guarantee(setting, self.estimator, step).at(step)
 
     async def init(self, oracles: Oracles, link: Link) -> State | PublicState:

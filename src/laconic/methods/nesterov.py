@@ -14,7 +14,7 @@ from laconic.core.entry import Interval, Source, Stepsize
 from laconic.core.estimator import Probe
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
-from laconic.core.method import Method, number, resolve
+from laconic.core.method import Method, explicit, number, resolve
 from laconic.core.problem import Oracles
 from laconic.core.rows import square
 from laconic.core.state import Server
@@ -73,17 +73,18 @@ class Nesterov(Method):
         return dataclasses.replace(method, step=step, momentum=momentum)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        if not (
-            isinstance(self.mechanism, Direct)
-            and as_unbiased(self.mechanism.compressor.claim(setting.d, setting.n)) == 0.0
-        ):
+        direct = self.mechanism.compressor if isinstance(self.mechanism, Direct) else None
+        if direct is None or as_unbiased(direct.claim(setting.d, setting.n)) != 0.0:
             raise NoTheorem(
                 f"no theorem covers {self}: acceleration needs exact gradients; give explicit step and momentum"
             )
         c = setting.constants
         smooth, mu = known(L=c.L, mu=c.mu)
-        step = 1.0 / smooth if self.step is None or isinstance(self.step, str) else float(self.step)
+        step = explicit(self.step) or 1.0 / smooth
         root = math.sqrt(step * mu)
+        momentum = (1.0 - root) / (1.0 + root)
+        if self.momentum is not None and abs(self.momentum - momentum) > 1e-12:
+            raise NoTheorem(f"the theorem of {self} needs momentum={momentum:.6g}; give explicit step and momentum")
 
         def lyapunov(snapshot: Snapshot) -> Terms:
             state = snapshot.state

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laconic.core.entry import Interval, Source, Stepsize
 from laconic.core.link import Link
-from laconic.core.method import Method, number, resolve
+from laconic.core.method import Method, explicit, number, resolve
 from laconic.core.problem import Oracles
 from laconic.core.rows import norm2
 from laconic.core.state import Server, Worker
@@ -26,6 +26,19 @@ class State:
     local: Worker  # x_i, (local, *shape)
     control: Worker  # h_i, (local, *shape); sum h_i = 0
     x: Server  # mean x_i at the last communication, (*shape)
+
+
+def _worst(setting: Setting) -> tuple[float, float]:
+    """L_max and the strong convexity of the least convex f_i. Raises NoTheorem where that is none."""
+    worst, mu = known(L_max=setting.constants.L_max, mu_workers=setting.constants.mu_workers)
+    if mu <= 0.0:
+        raise NoTheorem("the theorem of proxskip needs strongly convex f_i; give explicit step and probability")
+    return worst, mu
+
+
+def _balanced(worst: float, mu: float) -> float:
+    """The probability that makes the rate that of the local steps, 1 / sqrt(kappa)."""
+    return min(1.0, math.sqrt(mu / worst))
 
 
 @dataclass(frozen=True)
@@ -64,17 +77,14 @@ class ProxSkip(Method):
         step = resolve(self.step, lambda: self.guarantee(setting).step)
         p = self.probability
         if p is None:
-            worst, mu = known(L_max=setting.constants.L_max, mu_workers=setting.constants.mu_workers)
-            p = min(1.0, math.sqrt(mu / worst))
+            p = _balanced(*_worst(setting))
         return dataclasses.replace(self, step=step, probability=p)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        if not setting.convex:
-            raise NoTheorem("the theorem of proxskip needs strongly convex f_i; give explicit step and probability")
         c = setting.constants
-        worst, mu = known(L_max=c.L_max, mu_workers=c.mu_workers)
-        step = 1.0 / worst if self.step is None or isinstance(self.step, str) else float(self.step)
-        p = self.probability if self.probability is not None else min(1.0, math.sqrt(mu / worst))
+        worst, mu = _worst(setting)
+        step = explicit(self.step) or 1.0 / worst
+        p = self.probability if self.probability is not None else _balanced(worst, mu)
 
         def lyapunov(snapshot: Snapshot) -> Terms:
             state, x = snapshot.state, snapshot.solution.x
@@ -87,7 +97,7 @@ class ProxSkip(Method):
             1.0 - min(step * mu, p * p),
             lyapunov,
             assumes=("f_i strongly convex and smooth",),
-            leans_on=estimates(L_max=c.L_max, mu=c.mu_workers),
+            leans_on=estimates(L_max=c.L_max, mu_workers=c.mu_workers),
         )
         return promise.at(step)
 

@@ -79,7 +79,7 @@ class Sliding(Method):
     def guarantee(self, setting: Setting) -> Guarantee:
         method, c = self.settled(setting), setting.constants
         similarity, mu = number(method.similarity), number(method.mu)
-        delta, _ = known(delta_server=c.delta_server, mu=c.mu)
+        delta, convexity = known(delta_server=c.delta_server, mu=c.mu)
         tau, _, eta = method._parameters()
 
         def lyapunov(snapshot: Snapshot) -> Terms:
@@ -96,11 +96,9 @@ class Sliding(Method):
             sure=False,
             leans_on=estimates(delta_server=c.delta_server, mu=c.mu),
         )
-        return (
-            promise
-            if similarity >= delta * (1.0 - 1e-12)
-            else dataclasses.replace(promise, rate=None, lyapunov=None, gap_factor=None)
-        )
+        if similarity < delta * (1.0 - 1e-12) or mu > convexity * (1.0 + 1e-12):
+            return dataclasses.replace(promise, rate=None, lyapunov=None, gap_factor=None)
+        return promise
 
     def _parameters(self) -> tuple[float, float, float]:
         similarity, mu = number(self.similarity), number(self.mu)

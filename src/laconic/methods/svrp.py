@@ -11,14 +11,14 @@ from torch import Tensor
 
 from laconic.core.entry import Interval, Source, Stepsize
 from laconic.core.link import Cohort, Link
-from laconic.core.method import Method, number, resolve
+from laconic.core.method import Method, explicit, number, resolve
 from laconic.core.problem import Oracles
 from laconic.core.rows import square
 from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 from laconic.methods._inner import minimise
 
-ACCURACY = 1e-3  # of the client's prox: ||gradient|| <= ACCURACY * ||x_k+1 - z|| / step
+ACCURACY = 1e-3  # of the client's prox: ||gradient|| <= ACCURACY * ||x_k+1 - x_k|| / step, which vanishes at x*
 
 
 @dataclass
@@ -66,12 +66,12 @@ class SVRP(Method):
         return SVRP(step, self.probability or 1.0 / setting.n, smooth)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        if not setting.convex:
-            raise NoTheorem("the theorem of svrp needs strongly convex f_i; give an explicit step")
         c = setting.constants
         mu, delta = known(mu_workers=c.mu_workers, delta_mean=c.delta_mean)
+        if mu <= 0.0:
+            raise NoTheorem("the theorem of svrp needs strongly convex f_i; give an explicit step")
         largest = mu / (2.0 * max(delta, 1e-9 * float(c.L)) ** 2)
-        step = largest if self.step is None or isinstance(self.step, str) else float(self.step)
+        step = explicit(self.step) or largest
         p = self.probability or 1.0 / setting.n
         rate = 1.0 - min(step * mu / (1.0 + 2.0 * step * mu), p / 2.0)
         promise = Guarantee(
@@ -83,7 +83,7 @@ class SVRP(Method):
             0.5 * float(c.L),
             ("f_i strongly convex", "similarity"),
             sure=False,
-            leans_on=estimates(delta_mean=c.delta_mean, mu=c.mu_workers),
+            leans_on=estimates(delta_mean=c.delta_mean, mu_workers=c.mu_workers),
         )
         return promise.at(step)
 
@@ -113,7 +113,8 @@ class SVRP(Method):
         def subproblem(w: Tensor) -> Tensor:
             return oracles.gradients(w, who.rows) + (w - z) / step
 
-        return minimise(subproblem, z, number(self.smooth) + 1.0 / step, 1.0 / step, ACCURACY / step)
+        smooth = number(self.smooth) + 1.0 / step
+        return minimise(subproblem, x.expand(z.shape), smooth, 1.0 / step, ACCURACY / step)
 
     def point(self, state: State) -> Tensor:
         return state.x

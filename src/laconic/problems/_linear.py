@@ -67,6 +67,7 @@ class Model:
 
     @property
     def convex(self) -> bool:
+        """Whether every f_i is."""
         return self.nonconvex == 0.0
 
     @property
@@ -88,10 +89,12 @@ class Dealt:
 
     @property
     def n(self) -> int:
+        """The number of workers."""
         return len(self.starts) - 1
 
     @property
     def sizes(self) -> np.ndarray:
+        """The number of rows of each worker, int64 of shape (n,)."""
         return np.diff(self.starts)
 
     @functools.cached_property

@@ -62,6 +62,7 @@ class Draws:
 
     @property
     def mean(self) -> float:
+        """The mean of the scales."""
         return math.fsum(self.scales) / len(self.scales)
 
     def workers_ends(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ class Carrier:
         try:
             return operation()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            # the backend's first sentence, without the line of its source
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = re.sub(r"^\[[^]]*\] *", "", line).split(". ")[0]
             raise NetworkFailure(
                 f"rank {self.rank} of {self.world}: the network failed ({reason}); another process has probably died"
             ) from error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from laconic.core.compressor import Mean, Packet
-from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Show, Text, Uplink
+from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Sending, Show, Text, Uplink, fail
 from laconic.core.ledger import Ledger
 from laconic.core.link import Link
 from laconic.core.message import Message
@@ -77,8 +77,8 @@ class Local(Runtime):
                 replies = list(self.perform(flights))
             except BaseException as failure:
                 for text in live:
-                    text.close()
-                raise failure
+                    fail(text, failure)
+                raise
 
     def perform(self, flights: Sequence[Flight]) -> list[list[Any]]:
         """Answers the flights of all parties, which ask for the same things at the same time."""
@@ -101,14 +101,15 @@ class Local(Runtime):
 
     def _answer(self, asks: Sequence[Ask]) -> list[Any]:
         first = asks[0]
+        packets = [ask.packet for ask in asks if isinstance(ask, Sending)]
         if isinstance(first, Uplink):
-            return self._uplink([ask.packet for ask in asks], first.packet.private)
+            return self._uplink(packets, first.packet.private)
         if isinstance(first, Downlink):
             return self._downlink(first.packet, first.to)
         if isinstance(first, AllReduce):
-            return self._all_reduce([ask.packet for ask in asks])
+            return self._all_reduce(packets)
         if isinstance(first, Look):
-            rows = torch.cat([ask.rows for ask in asks])
+            rows = torch.cat([ask.rows for ask in asks if isinstance(ask, Look)])
             return [rows for _ in asks]
         if isinstance(first, Show):
             return [first.value.clone() for _ in asks]
@@ -145,18 +146,15 @@ class Local(Runtime):
             return
         for link, packet in zip(self.links, packets, strict=True):
             if not link.holds_server and torch.isnan(packet.decoded.dense()).any():
+                stream = packet.keys.stream
                 raise Cheating(
-                    f"a worker sends NaN in {packet.keys.stream!r}: it uses a value of the server that was not broadcast"
+                    f"a worker sends NaN in {stream!r}: it uses a value of the server that was not broadcast"
                 )
 
 
 def _signature(ask: Ask) -> tuple[Any, ...]:
     """What must be alike on all parties for a request to be the same request."""
-    if isinstance(ask, (Uplink, Downlink, AllReduce)):
-        return (
-            type(ask).__name__,
-            str(ask.packet.compressor.__class__.__name__),
-            ask.packet.keys.stream,
-            ask.packet.shape,
-        )
+    if isinstance(ask, Sending):
+        packet = ask.packet
+        return (type(ask).__name__, type(packet.compressor).__name__, packet.keys.stream, packet.shape)
     return (type(ask).__name__,)

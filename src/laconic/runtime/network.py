@@ -132,6 +132,13 @@ class Network:
         table = np.array([(line.up, line.down, line.latency) for line in lines if line is not None]).reshape(n, 3)
         return Clock(table[:, 0], table[:, 1], table[:, 2], self.server)
 
+    @staticmethod
+    def of_record(record: Mapping[str, Any]) -> Network:
+        """The network that `record` made plain values of."""
+        lines = tuple((int(worker), Line(**line)) for worker, line in record["lines"].items())
+        default = None if record["default"] is None else Line(**record["default"])
+        return Network(record["name"], default, lines, record["server"])
+
     def record(self) -> dict[str, Any]:
         """Plain values for run.json."""
         lines = {str(worker): vars(line) for worker, line in self.lines}

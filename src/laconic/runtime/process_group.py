@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +184,8 @@ class ProcessGroup(Runtime):
             for rank in sorted(buffers):
                 packet = own
                 if rank != self.rank:
-                    packet, cursors[rank] = self._decode(ask, rank, buffers[rank], cursors[rank])
+                    with _blamed_on(rank):
+                        packet, cursors[rank] = self._decode(ask, rank, buffers[rank], cursors[rank])
                 column.append(packet)
             columns.append((i, own, column))
         for rank, buffer in buffers.items():
@@ -217,7 +219,7 @@ class ProcessGroup(Runtime):
         if rows is None:
             flags, at = _take(buffer, at, block.size)
             if np.any(flags > 1):
-                raise Malformed(f"rank {rank} sent a flag that is neither 0 nor 1")
+                raise Malformed("a flag is neither 0 nor 1")
             rows = np.flatnonzero(flags)
         keys = dataclasses.replace(packet.keys, workers=block.workers[rows])
         schema = packet.compressor.schema(packet.shape, packet.dtype, keys)
@@ -291,7 +293,8 @@ class ProcessGroup(Runtime):
         if self.rank not in hosts:
             return torch.full(packet.shape, torch.nan, dtype=packet.dtype)
         data = self.carrier.receive(0, sizes)
-        message = Message.unpack(data, np.array([len(data)]), packet.message.schema)
+        with _blamed_on(0):
+            message = Message.unpack(data, np.array([len(data)]), packet.message.schema)
         return dataclasses.replace(packet, message=message).decoded.dense()[0].clone()
 
     def _look(self, rows: Tensor) -> Tensor:
@@ -314,6 +317,14 @@ def leave() -> None:
     """Leaves `torch.distributed`, if this process is in it."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _blamed_on(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except Malformed as error:
+        raise Malformed(f"rank {rank} sent what cannot be right: {error}") from None
 
 
 def _packet(ask: Ask) -> Packet:

@@ -30,7 +30,8 @@ class Coding(ABC):
         """The bits of each row where they follow from its number of codes, else None."""
 
     @abstractmethod
-    def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None: ...
+    def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
+        """Appends the codes of each row at its cursor in a buffer (uint8) that holds zeros there."""
 
     @abstractmethod
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:

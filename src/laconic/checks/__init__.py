@@ -1,1 +1,0 @@
-"""The conformance kit: contract checks for anyone's entries."""

@@ -1,0 +1,7 @@
+"""The process that worlds.py starts: it does the jobs of jobs.py and training_jobs.py."""
+
+import jobs
+import training_jobs
+
+if __name__ == "__main__":
+    jobs.serve(jobs.named(vars(jobs)) | jobs.named(vars(training_jobs)))
