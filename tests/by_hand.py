@@ -104,6 +104,13 @@ def start(spec: Any, problem: str | Problem, seed: int = 0, runtime: str = "plai
     return Course(method_of(spec, problem), problem, RUNTIMES[runtime](problem.n, seed))
 
 
+def distance(course: Course) -> float:
+    """To the reference solution."""
+    solution = course.problem.solution()
+    assert solution is not None
+    return float((course.x - solution.x).norm())
+
+
 def equal(a: Tensor, b: Tensor) -> bool:
     """The same bits, NaN and signs of zero included."""
     return a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()

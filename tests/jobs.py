@@ -220,8 +220,10 @@ class Struck(ProcessGroup):
         super().__init__(n, **options)
         self._left = flight if self.rank == rank else -1
         self._happens = happens
+        self.began = time.monotonic()  # the latest flight
 
     def begin(self, flight: Flight) -> Pending:
+        self.began = time.monotonic()
         if self._left == 0:
             self._happens()
         self._left -= 1
@@ -232,11 +234,10 @@ def job_struck(rank: int, flight: int, how: str, star: bool) -> dict[str, Any]:
     """Rank `rank` dies, or sleeps beyond every timeout, before its k-th flight; how long the others took to notice."""
     fates = {"dies": lambda: os._exit(3), "sleeps": lambda: time.sleep(6.0)}
     runtime = Struck(6, rank, flight, fates[how], star=star)
-    began = time.monotonic()
     try:
         solve(small_problem(6), "ef21(topk(k=2))", runtime, 10_000)
     except Exception as failure:
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - runtime.began
         return {
             "error": type(failure).__name__,
             "message": str(failure),

@@ -132,6 +132,47 @@ def test_two_mechanisms_travel_together_and_keep_apart() -> None:
     assert alone.ledger.rounds == 22 and (alone.ledger.uplink == both.runtime.ledger.uplink).all()
 
 
+def test_draws_have_addresses() -> None:
+    """By step, scope, kind and ordinal: two draws of one step differ, and the same step draws the same again."""
+    link = Link(Block(1, 3, 5), seed=4)
+
+    def draws() -> list[str]:
+        inner = link.scope("a")
+        keys = [
+            link.keys("up"),
+            link.keys("up"),
+            link.keys("other"),
+            inner.keys("up"),
+            inner.keys("up"),
+            inner.scope("b").keys("up"),
+        ]
+        return [key.words(2).tobytes().hex() for key in keys]
+
+    link.begin(1)
+    first = draws()
+    assert len(set(first)) == 6
+    link.begin(2)
+    assert not set(draws()) & set(first)
+    link.begin(1)
+    assert draws() == first
+
+
+def test_shared_decisions_are_the_same_on_every_party_and_private_ones_are_the_workers() -> None:
+    whole, parts = Link(Block.whole(5), seed=4), [Link(block, seed=4) for block in Block.deal(5, 3)]
+    for step in range(20):
+        for link in (whole, *parts):
+            link.begin(step)
+        assert len({link.coin(0.5) for link in (whole, *parts)}) == 1
+        private = torch.cat([link.coins(0.5) for link in parts])
+        assert torch.equal(private, whole.coins(0.5))
+        for draw in (lambda link: link.sample(2), lambda link: link.bernoulli(0.4)):
+            cohorts = [draw(link) for link in parts]
+            everyone = draw(whole)
+            assert all((cohort.members == everyone.members).all() for cohort in cohorts)
+            here = [link.block.workers[cohort.rows] for link, cohort in zip(parts, cohorts, strict=True)]
+            assert [worker for part in here for worker in part] == everyone.members.tolist()
+
+
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -203,9 +244,7 @@ def mechanisms() -> list[Any]:
 
 def frozen(course: Course) -> dict[str, bytes]:
     """The bytes of everything that a run holds."""
-    held: dict[str, Any] = {f"state/{name}": leaf for name, leaf in flatten(course.state).items()}
-    for address, state in course.runtime.links[0].compressor_states.items():
-        held |= {f"{address}/{name}": leaf for name, leaf in flatten(state).items()}
+    held = flatten(course.state) | course.runtime.links[0].compressor_leaves()
     return {name: leaf.tensor.contiguous().numpy().tobytes() for name, leaf in held.items()}
 
 

@@ -286,6 +286,8 @@ def test_powersgd_projects_the_mean(shape: tuple[int, ...], rank: int) -> None:
         owed, found = (v + error).mean(0).flatten(1), estimate.flatten(1)
         left = torch.linalg.svd(found).U[:, :rank]
         assert torch.linalg.matrix_rank(found) == rank
+        # each worker keeps what its own Q_i leaves out, so no error lies in the range of P
+        assert float((left.T @ memory.error.flatten(2)).abs().max()) < 1e-11
         assert torch.allclose(found, left @ left.T @ owed, rtol=1e-10, atol=1e-11)
         assert torch.allclose(memory.error.mean(0).flatten(1), owed - found, rtol=1e-10, atol=1e-12)
 

@@ -169,10 +169,17 @@ def test_a_rank_that_knows_its_own_rows_alone_gives_the_same(spec: str, star: bo
 # ---- ends -------------------------------------------------------------------------------------------------------
 
 
+def struck(rank: int, how: str, star: bool, limit: float) -> list[dict[str, Any]]:
+    # a worker that has just replaced a dead one loads its kernels first, which must not look like a hung network
+    worlds.pool().results("solve_own_rows", 3, workers=6, spec="ef21(topk(k=2))", iterations=1, server_too=False)
+    return worlds.pool().run("struck", 3, rank=rank, flight=9, how=how, star=star, limit=limit)
+
+
 @pytest.mark.parametrize("star", [False, True], ids=["replicated", "star"])
 @pytest.mark.parametrize("rank", [1, 0])
 def test_when_a_rank_dies_the_others_end_with_one_line(rank: int, star: bool) -> None:
-    replies = worlds.pool().run("struck", 3, rank=rank, flight=9, how="dies", star=star)
+    # in a star a rank that never talks to the dead one may have to wait for the timeout of 4 s
+    replies = struck(rank, "dies", star, limit=4.0)
     for other, reply in enumerate(replies):
         if other == rank:
             assert reply == {"died": 3}
@@ -181,16 +188,16 @@ def test_when_a_rank_dies_the_others_end_with_one_line(rank: int, star: bool) ->
             assert found["error"] == "NetworkFailure"
             assert found["message"].startswith(f"rank {other} of 3: the network failed (")
             assert "another process has probably died" in found["message"] and "\n" not in found["message"]
-            assert found["seconds"] < 20.0
+            assert found["seconds"] < 6.0
 
 
 @pytest.mark.parametrize("star", [False, True], ids=["replicated", "star"])
 def test_when_a_rank_hangs_the_others_end_within_the_timeout(star: bool) -> None:
-    replies = worlds.pool().run("struck", 3, rank=1, flight=9, how="sleeps", star=star, limit=2.0)
+    replies = struck(1, "sleeps", star, limit=2.0)
     for other in (0, 2):
         found = replies[other]["result"]
         assert found["error"] == "NetworkFailure"
-        assert found["seconds"] < 5.0  # the timeout is 2 s, and the sleep 6 s
+        assert found["seconds"] < 4.0  # the timeout is 2 s, and the sleep 6 s
     assert replies[1]["result"]["error"] == "NetworkFailure"  # when it wakes up, the others are gone
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from by_hand import RUNTIMES, Course, equal, method_of, problem_of
+from laconic.core.link import Link
 from laconic.core.problem import Problem
 from laconic.core.registry import catalogue
 from laconic.core.spec import example, parse
-from laconic.core.state import Placement, flatten, restore
+from laconic.core.state import Leaf, Placement, flatten, restore
 from laconic.core.theory import NoTheorem
 from laconic.mechanisms.clag import CLAG
 from laconic.mechanisms.ef21 import EF21
@@ -242,35 +244,29 @@ def resumed(method: Any, problem: Problem, before: str, after: str) -> tuple[Cou
     """A run of ten iterations on one runtime, and one that changes runtime in the middle, as a checkpoint allows."""
     straight = runs(method, problem, before, 10)
     first, second = runs(method, problem, before, 4), Course(method, problem, RUNTIMES[after](problem.n, 3))
-    second.go(1)  # so that compressors have a state to be replaced
-    for kind in ("state", "compressors"):
-        _carry(first, second, kind)
+    _carry(first, second)
     second.step = 4
     return straight, second.go(6)
 
 
-def _held(course: Course, kind: str) -> list[Any]:
-    return course.states if kind == "state" else [link.compressor_states for link in course.runtime.links]
+def _carry(first: Course, second: Course) -> None:
+    parts = [flatten(state) for state in first.states]
+    compressors = [link.compressor_leaves() for link in first.runtime.links]
+    for place, link in enumerate(second.runtime.links):
+        state = second.states[place]
+        here = {name: _part(name, leaf, parts, link) for name, leaf in flatten(state).items()}
+        second.states[place] = restore(state, {name: leaf.tensor for name, leaf in here.items()})
+        link.restore_compressors({name: _part(name, leaf, compressors, link) for name, leaf in compressors[0].items()})
 
 
-def _carry(first: Course, second: Course, kind: str) -> None:
-    parts = [flatten(held, placement=None) for held in _held(first, kind)]
-    renewed = []
-    for link, held in zip(second.runtime.links, _held(second, kind), strict=True):
-        values = {}
-        for name, leaf in flatten(held).items():
-            every = parts[0][name].tensor
-            if leaf.placement is Placement.WORKER:
-                every = torch.cat([part[name].tensor for part in parts])[link.block.low : link.block.high]
-            elif leaf.placement is Placement.SERVER and not link.holds_server:
-                every = torch.full_like(every, math.nan)
-            values[name] = every
-        renewed.append(restore(held, values))
-    if kind == "state":
-        second.states = renewed
-    else:
-        for held, new in zip(_held(second, kind), renewed, strict=True):
-            held.update(new)
+def _part(name: str, leaf: Leaf, parts: list[dict[str, Leaf]], link: Link) -> Leaf:
+    """What a link holds of a leaf that the parties of another runtime held together."""
+    every = parts[0][name].tensor
+    if leaf.placement is Placement.WORKER:
+        every = torch.cat([part[name].tensor for part in parts])[link.block.low : link.block.high]
+    elif leaf.placement is Placement.SERVER and not link.holds_server:
+        every = torch.full_like(every, math.nan)
+    return dataclasses.replace(leaf, tensor=every)
 
 
 @pytest.mark.parametrize(
@@ -307,12 +303,22 @@ def test_a_compressor_with_a_state_takes_turns() -> None:
     problem = problem_of(SMALL)
     for runtime in RUNTIMES:
         course = runs(method_of(GD(EF21(RoundRobin()), step=0.1), problem), problem, runtime, 9)
-        addresses = {address for link in course.runtime.links for address in link.compressor_states}
-        assert addresses == {"/mechanism/up0"}
-        turns = torch.cat([link.compressor_states["/mechanism/up0"].next for link in course.runtime.links])
+        leaves = [link.compressor_leaves() for link in course.runtime.links]
+        assert all(leaf.placement is Placement.WORKER for part in leaves for leaf in part.values())
+        assert {name.partition("#")[0] for part in leaves for name in part} == {"/mechanism/up0"}
+        turns = torch.cat([part["/mechanism/up0#next"].tensor for part in leaves])
         assert turns.tolist() == [(worker + 10) % 7 for worker in range(5)]  # the start and nine iterations
-        leaves = flatten(course.runtime.links[0].compressor_states)
-        assert all(leaf.placement is Placement.WORKER for leaf in leaves.values()) and len(leaves) == 2
+
+
+def test_a_silent_worker_s_compressor_does_not_move_on() -> None:
+    """With a cohort only the speakers' states advance, in every runtime alike."""
+    problem = arrays()
+    for runtime in RUNTIMES:
+        course = runs(method_of(GD(CLAG(RoundRobin(), trigger=30.0), step=0.3), problem), problem, runtime, 12)
+        turns = torch.cat([link.compressor_leaves()["/mechanism/up0#next"].tensor for link in course.runtime.links])
+        messages = (course.runtime.ledger.uplink - 6 * 8 - 12) // 10  # less the start and a flag per iteration
+        assert 0 < messages.sum() < 12 * 5 and messages.min() < messages.max()  # some were silent now and then
+        assert turns.tolist() == [(worker + spoken) % 6 for worker, spoken in enumerate(messages.tolist())]
 
 
 def test_the_probe_looks_at_the_same_minibatch_twice() -> None:

@@ -224,6 +224,7 @@ def test_a_truncated_subset_is_refused(case: tuple[int, list[list[int]]]) -> Non
         ("1" + "10000000" + "00000000", "a bitmap with fewer ones than k"),
         ("1" + "1100", "a bitmap cut short"),
         ("0" + "0" + "11" + "1110" + "11", "a gap that leads beyond the size"),
+        ("0" + rice([3, 16], 16), "an index that is the size itself"),
         ("0" + "1" * 30, "a quotient without an end"),
         ("0" + "0" + "11" + "1110", "low bits cut short"),
         ("", "nothing at all"),

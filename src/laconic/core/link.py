@@ -18,6 +18,7 @@ from laconic.core.flight import AllReduce, Downlink, Look, Show, Uplink
 from laconic.core.keys import SERVER, Keys
 from laconic.core.message import Message
 from laconic.core.problem import Block
+from laconic.core.state import Leaf, Placement, flatten, put, restore, take
 
 _EXACT = Exact()
 
@@ -47,7 +48,8 @@ class _Root:
     holds_server: bool
     step: int = 0
     ordinals: Counter[str] = field(default_factory=Counter)
-    compressor_states: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, Any] = field(default_factory=dict)  # of compressors, by address
+    saved: dict[str, Leaf] = field(default_factory=dict)  # leaves of such states that nobody has asked for yet
 
 
 class Link:
@@ -86,11 +88,6 @@ class Link:
     def step(self) -> int:
         """The iteration that `begin` started."""
         return self._root.step
-
-    @property
-    def compressor_states(self) -> dict[str, Any]:
-        """Explicit states of compressors by address, to be checkpointed with the method's state."""
-        return self._root.compressor_states
 
     def begin(self, step: int) -> None:
         """Starts an iteration: draws are addressed by it, and ordinals of draws start again."""
@@ -149,17 +146,32 @@ class Link:
         rows = np.arange(self.block.size) if who is None else who.rows
         if v.shape[0] != len(rows):
             raise ValueError(f"uplink of {v.shape[0]} rows for {len(rows)} speaking workers")
-        packet = self._pack(compressor or _EXACT, v, self.keys("up").at(rows), rows)
+        packet = self._pack(compressor or _EXACT, v, self.keys("up"), rows)
         return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
 
     def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray) -> Packet:
         shape = tuple(v.shape[1:])
-        state = self.compressor_states.get(keys.stream)
-        if state is None:
-            state = compressor.start(shape, v.dtype, keys)
-        codes, state = compressor.advance(v, keys, state)
-        message = Message(compressor.schema(shape, v.dtype, keys), codes, v.shape[0])
-        return Packet(compressor, message, keys, shape, v.dtype, rows, state=state)
+        codes, state = compressor.advance(v, keys.at(rows), take(self._state(compressor, shape, v.dtype, keys), rows))
+        message = Message(compressor.schema(shape, v.dtype, keys.at(rows)), codes, v.shape[0])
+        return Packet(compressor, message, keys.at(rows), shape, v.dtype, rows, state=state)
+
+    def _state(self, compressor: Compressor, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Any:
+        """The compressor's state at an address, for all local rows: as it was left, as it was saved, or a first one."""
+        address = keys.stream
+        if address in self._root.states:
+            return self._root.states[address]
+        state = compressor.start(shape, dtype, keys)
+        if state is not None:
+            names = [name for name in self._root.saved if name.startswith(f"{address}#")]
+            saved = {name.removeprefix(f"{address}#"): self._root.saved.pop(name).tensor for name in names}
+            self._root.states[address] = state = restore(state, saved) if saved else state
+        return state
+
+    def _arrived(self, packet: Packet) -> None:
+        """Keeps the state that a compressor has moved on to, now that its message is there."""
+        if packet.state is not None:
+            address = packet.keys.stream
+            self._root.states[address] = put(self._root.states[address], packet.rows, packet.state)
 
     async def uplink(
         self, what: Packet | Compressor | None, v: Tensor | None = None, who: Cohort | None = None
@@ -173,18 +185,19 @@ class Link:
                 raise ValueError("uplink needs a packet, or a compressor and values")
             what = self.compress(what, v, who)
         sent = await Uplink(what)
-        if what.state is not None:
-            self.compressor_states[what.keys.stream] = what.state
+        self._arrived(what)
         return sent
 
     async def broadcast(self, x: Tensor, compressor: Compressor | None = None, to: Cohort | None = None) -> Tensor:
         """The server's x (*shape) as the workers in `to` (None: all) decode it; NaN on parties without any."""
-        stream = self._address("down")
-        keys = Keys(self._root.seed, self._root.step, stream, np.array([SERVER]), self.n)
-        packet = self._pack(compressor or _EXACT, x[None], keys, np.zeros(1, dtype=np.int64))
+        keys = Keys(self._root.seed, self._root.step, self._address("down"), np.array([SERVER]), self.n)
+        chosen, rows, shape = compressor or _EXACT, np.zeros(1, dtype=np.int64), tuple(x.shape)
+        if self.holds_server:
+            packet = self._pack(chosen, x[None], keys, rows)
+        else:
+            packet = Packet(chosen, Message(chosen.schema(shape, x.dtype, keys), (), 1), keys, shape, x.dtype, rows)
         x = await Downlink(packet, None if to is None else to.members)
-        if packet.state is not None:
-            self.compressor_states[stream] = packet.state
+        self._arrived(packet)
         return x
 
     async def all_reduce(self, v: Tensor) -> Tensor:
@@ -194,6 +207,22 @@ class Link:
     def at_server(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
         """Work that the server alone does; NaN of the shape of `like` on other parties."""
         return compute() if self.holds_server else torch.full_like(like, math.nan)
+
+    # ---- compressors' explicit states -------------------------------------------------------------------------
+
+    def compressor_leaves(self) -> dict[str, Leaf]:
+        """Explicit states of compressors as named leaves, to be checkpointed with the method's state."""
+        leaves = dict(self._root.saved)
+        for address, state in self._root.states.items():
+            servers = address.rpartition("/")[2].startswith("down")
+            for name, leaf in flatten(state).items():
+                leaves[f"{address}#{name}"] = dataclasses.replace(leaf, placement=Placement.SERVER) if servers else leaf
+        return leaves
+
+    def restore_compressors(self, leaves: dict[str, Leaf]) -> None:
+        """Goes on from leaves as `compressor_leaves` gave them: each state is taken up when it is next asked for."""
+        self._root.states.clear()
+        self._root.saved = dict(leaves)
 
     # ---- observation, off the books ---------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,24 +80,54 @@ def _children(state: Any, prefix: str, placement: Placement | None) -> list[tupl
     raise TypeError(f"a state cannot hold {type(state).__name__} at {prefix!r}")
 
 
-def restore(state: Any, values: dict[str, Tensor], prefix: str = "") -> Any:
+def restore(state: Any, values: Mapping[str, Tensor]) -> Any:
     """The state with the tensors of `values` (as named by `flatten`) in place of its own.
 
     Raises ValueError where a tensor is missing or has another shape or dtype.
     """
+
+    def saved(name: str, own: Any, placement: Placement | None) -> Any:
+        if name not in values:
+            raise ValueError(f"the checkpoint has no {name!r}; it belongs to another method or version")
+        value = values[name]
+        if not isinstance(own, Tensor):
+            return type(own)(value.item())
+        if value.shape != own.shape or value.dtype != own.dtype:
+            raise ValueError(f"the checkpoint's {name!r} is {_form(value)} and the run needs {_form(own)}")
+        return value.clone()
+
+    return _rebuilt(state, saved)
+
+
+def take(state: Any, rows: np.ndarray) -> Any:
+    """The state of some of the local workers."""
+    index = torch.from_numpy(rows)
+    return _rebuilt(state, lambda name, own, placement: own[index] if placement is Placement.WORKER else own)
+
+
+def put(state: Any, rows: np.ndarray, part: Any) -> Any:
+    """The state with what `take` gave, moved on since, in its place."""
+    index, leaves = torch.from_numpy(rows), flatten(part)
+
+    def merged(name: str, own: Any, placement: Placement | None) -> Any:
+        if placement is Placement.WORKER:
+            return own.index_copy(0, index, leaves[name].tensor)
+        return leaves[name].tensor if isinstance(own, Tensor) else type(own)(leaves[name].tensor.item())
+
+    return _rebuilt(state, merged)
+
+
+def _rebuilt(
+    state: Any, leaf: Callable[[str, Any, Placement | None], Any], prefix: str = "", placement: Placement | None = None
+) -> Any:
+    """A state of the same structure with every tensor and number replaced by `leaf(path, value, placement)`."""
     if state is None:
         return None
     if isinstance(state, (Tensor, bool, int, float)):
-        if prefix not in values:
-            raise ValueError(f"the checkpoint has no {prefix!r}; it belongs to another method or version")
-        value = values[prefix]
-        if not isinstance(state, Tensor):
-            return type(state)(value.item())
-        if value.shape != state.shape or value.dtype != state.dtype:
-            raise ValueError(f"the checkpoint's {prefix!r} is {_form(value)} and the run needs {_form(state)}")
-        return value.clone()
+        return leaf(prefix, state, placement)
     dot = f"{prefix}." if prefix else ""
-    renewed = {name: restore(value, values, dot + name) for name, value, _ in _children(state, prefix, None)}
+    children = _children(state, prefix, placement)
+    renewed = {name: _rebuilt(value, leaf, dot + name, mark) for name, value, mark in children}
     if isinstance(state, (list, tuple)):
         return type(state)(renewed.values())
     if isinstance(state, dict):

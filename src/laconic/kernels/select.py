@@ -13,7 +13,6 @@ from torch import Tensor
 
 from laconic.kernels.threads import over_rows
 
-DIGIT = 12  # bits per pass of the radix selection
 DIGIT = 10  # bits per pass of the radix selection
 FEW = 24  # up to this k a bound comes from the maxima of 2k lanes, above it from a sample
 SAMPLE = 1024  # entries of that sample

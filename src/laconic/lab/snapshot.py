@@ -11,11 +11,14 @@ from laconic.core.link import Link
 from laconic.core.state import Leaf, Placement, flatten, restore
 from laconic.lab.evaluate import Party
 
+METHOD, COMPRESSORS = "method/", "compressor/"
+
 
 def _leaves(party: Party) -> dict[str, Leaf]:
-    leaves = {f"method/{name}": leaf for name, leaf in flatten(party.state).items()}
-    for address, state in sorted(party.link.compressor_states.items()):
-        leaves |= {f"compressor{address}#{name}": leaf for name, leaf in flatten(state).items()}
+    """Everything a party must keep, by name; a compressor's leaf says in its name who holds it."""
+    leaves = {f"{METHOD}{name}": leaf for name, leaf in flatten(party.state).items()}
+    for name, leaf in sorted(party.link.compressor_leaves().items()):
+        leaves[f"{COMPRESSORS}{leaf.placement.value}{name}"] = leaf
     return leaves
 
 
@@ -33,31 +36,26 @@ async def capture(party: Party) -> dict[str, Tensor]:
     return whole
 
 
-def missing_addresses(party: Party, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the checkpoint holds compressor states that this party's link has not made yet."""
-    made = {f"compressor{address}" for address in party.link.compressor_states}
-    return any(name.split("#")[0] not in made for name in tensors if name.startswith("compressor"))
-
-
 def put_back(party: Party, tensors: Mapping[str, Tensor]) -> None:
     """Gives a party that was initialised afresh the state in a checkpoint. Raises ValueError where they do not fit."""
-    leaves = _leaves(party)
-    odd = sorted(set(leaves) ^ set(tensors))
+    leaves = flatten(party.state)
+    odd = sorted({f"{METHOD}{name}" for name in leaves} ^ {name for name in tensors if name.startswith(METHOD)})
     if odd:
         raise ValueError(f"the checkpoint does not fit this version of the method: {odd[0]!r} is in only one of them")
-    own = {name: _own_part(party.link, leaf, tensors[name]) for name, leaf in leaves.items()}
-    party.state = restore(party.state, _under(own, "method/"))
-    for address, state in party.link.compressor_states.items():
-        party.link.compressor_states[address] = restore(state, _under(own, f"compressor{address}#"))
+    own = {name: _own_part(party.link, leaf.placement, tensors[f"{METHOD}{name}"]) for name, leaf in leaves.items()}
+    party.state = restore(party.state, own)
+    compressors = {}
+    for name, value in tensors.items():
+        if name.startswith(COMPRESSORS):
+            holder, slash, address = name.removeprefix(COMPRESSORS).partition("/")
+            placement = Placement(holder)
+            compressors[slash + address] = Leaf(_own_part(party.link, placement, value), placement)
+    party.link.restore_compressors(compressors)
 
 
-def _under(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-
-
-def _own_part(link: Link, leaf: Leaf, value: Tensor) -> Tensor:
-    if leaf.placement is Placement.WORKER:
+def _own_part(link: Link, placement: Placement, value: Tensor) -> Tensor:
+    if placement is Placement.WORKER:
         return value[link.block.low : link.block.high]
-    if leaf.placement is Placement.SERVER and not link.holds_server:
+    if placement is Placement.SERVER and not link.holds_server:
         return torch.full_like(value, torch.nan)
     return value

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from laconic.core.ledger import Ledger
-from laconic.wire.coding import Malformed
+from laconic.core.message import Malformed
 
 HEADER = 8  # bytes of a length that travels in front of a part whose size depends on data
 FIRST = 1 << 12  # bytes agreed for such a part before any has been seen at its address

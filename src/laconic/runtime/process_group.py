@@ -20,12 +20,10 @@ from laconic.core.compressor import Mean, Packet
 from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Show, Text, Uplink, drive
 from laconic.core.ledger import Ledger
 from laconic.core.link import Link
-from laconic.core.message import Message, fixed_lengths
+from laconic.core.message import Malformed, Message, fixed_lengths
 from laconic.core.problem import Block
-from laconic.kernels.fold import fold_dense
 from laconic.runtime.base import Runtime, downlink_bytes, received, uplink_bytes
 from laconic.runtime.carrier import Carrier, Gathering, NetworkFailure, Sizes
-from laconic.wire.coding import Malformed
 
 __all__ = ["NetworkFailure", "Pending", "ProcessGroup", "leave"]
 
@@ -334,10 +332,9 @@ def _packet(ask: Ask) -> Packet:
 
 def _local_sum(packet: Packet) -> Tensor:
     """The sum over the local workers, flat."""
-    total = torch.zeros(math.prod(packet.shape), dtype=packet.dtype)
-    values = packet.decoded.dense()
-    fold_dense(values.reshape(values.shape[0], total.numel()), 1.0, total)
-    return total
+    total = torch.zeros(packet.shape, dtype=packet.dtype)
+    packet.decoded.fold(total, 1.0)
+    return total.view(-1)
 
 
 def _most(packet: Packet) -> int:
