@@ -55,3 +55,7 @@ class Estimator(Entry, ABC):
     @abstractmethod
     def estimate(self, x: Tensor, state: Any, oracles: Oracles, link: Link) -> Estimate:
         """The estimate at x, from the state of the last one, which stays untouched."""
+
+    def renewal(self, terms: int) -> float:
+        """The probability per estimate with which a worker of that many terms takes a full gradient."""
+        return float(self.exact)

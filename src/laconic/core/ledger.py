@@ -20,12 +20,43 @@ class Transport:
     framing: int = 0
 
 
+@dataclass
+class Account:
+    """What one flight comes to: bytes per worker, int64 of shape (n,), None where nobody spoke, and messages.
+
+    `returned` goes down once everything has come up: the sums of an all-reduce.
+    """
+
+    up: np.ndarray | None = None
+    down: np.ndarray | None = None
+    returned: np.ndarray | None = None
+    messages_up: int = 0
+    messages_down: int = 0
+
+    def said_up(self, sizes: np.ndarray, messages: int) -> None:
+        """Workers spoke to the server."""
+        self.up = sizes if self.up is None else self.up + sizes
+        self.messages_up += messages
+
+    def said_down(self, sizes: np.ndarray, messages: int) -> None:
+        """The server spoke to workers."""
+        self.down = sizes if self.down is None else self.down + sizes
+        self.messages_down += messages
+
+    def summed(self, sizes: np.ndarray) -> None:
+        """All workers gave a vector and got the mean back."""
+        self.said_up(sizes, len(sizes))
+        self.returned = sizes if self.returned is None else self.returned + sizes
+        self.messages_down += len(sizes)
+
+
 class Ledger:
     """Counts what n workers and the server say to each other.
 
     `uplink` and `downlink` are logical bytes per worker, int64 of shape (n,): the lengths of messages, equal in every
     runtime. Each of `listeners` is called once per flight with that flight's bytes per worker, up and down (None where
-    nobody spoke in that direction); the network models are such listeners.
+    nobody spoke in that direction), and once more for what an all-reduce returns; the network models are such
+    listeners.
     """
 
     def __init__(self, n: int) -> None:
@@ -36,18 +67,19 @@ class Ledger:
         self.transport = Transport()
         self.listeners: list[Listener] = []
 
-    def flight(self, up: np.ndarray | None, down: np.ndarray | None, messages_up: int, messages_down: int) -> None:
+    def flight(self, account: Account) -> None:
         """Enters one flight. It is a round if workers spoke to the server."""
-        if up is not None:
-            self.uplink += up
-            self.rounds += 1
-        if down is not None:
-            self.downlink += down
-        self.messages_up += messages_up
-        self.messages_down += messages_down
-        if up is not None or down is not None:
-            for listener in self.listeners:
-                listener(up, down)
+        self.rounds += account.up is not None
+        self.messages_up += account.messages_up
+        self.messages_down += account.messages_down
+        for up, down in ((account.up, account.down), (None, account.returned)):
+            if up is not None:
+                self.uplink += up
+            if down is not None:
+                self.downlink += down
+            if up is not None or down is not None:
+                for listener in self.listeners:
+                    listener(up, down)
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""

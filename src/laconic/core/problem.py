@@ -125,7 +125,7 @@ class Batch:
 
 @dataclass
 class Calls:
-    """How often the local workers' oracles were asked, in single terms (a full gradient of m terms is m)."""
+    """How often the local workers' oracles, and the server's own, were asked, in terms (a gradient of m terms is m)."""
 
     gradient_terms: int = 0
     hessian_terms: int = 0
@@ -155,6 +155,17 @@ class Oracles(ABC):
                 f"{type(self).__name__} was not made by Problem.host: the server has no function of its own"
             )
         return self._server()
+
+    def asked(self) -> Calls:
+        """The calls so far, those of the server's own copy among them."""
+        server = self.server.calls.gradient_terms if "server" in vars(self) else 0
+        return dataclasses.replace(self.calls, server_terms=server)
+
+    def forget_calls(self) -> None:
+        """Counts calls from zero again."""
+        self.calls = Calls()
+        if "server" in vars(self):
+            self.server.calls = Calls()
 
     @property
     def d(self) -> int:

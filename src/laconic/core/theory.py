@@ -64,7 +64,7 @@ class Guarantee:
     rate : the factor by which E[lyapunov] shrinks per iteration, or None where the theorem gives none.
     lyapunov : computes the Lyapunov function from a :class:`Snapshot`.
     plateau : what remains of the Lyapunov function in the limit (0: exact convergence).
-    gap_factor : f(x) - f* <= gap_factor * lyapunov, or None.
+    gap_factor : E f(x_k) - f* <= gap_factor * (rate^k * the first lyapunov + plateau), or None.
     assumes : the assumptions, in words.
     tight : whether instances attain the bound.
     sure : False where a constant is recalled and was not re-derived or read in the paper.

@@ -70,9 +70,7 @@ class LSVRG(Estimator):
         return Estimate(same(x), reference, Probe(x, same, oracles.gradients))
 
     def _renewed(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Reference:
-        p: float | Tensor | None = self.probability
-        if p is None:
-            p = torch.from_numpy(self.batch / oracles.terms()).clamp(max=1.0)
+        p = torch.tensor([self.renewal(int(terms)) for terms in oracles.terms()], dtype=torch.float64)
         rows = link.coins(p).nonzero()[:, 0]
         if not len(rows):
             return state
@@ -81,3 +79,6 @@ class LSVRG(Estimator):
         gradient[rows] = oracles.gradients(there, rows.numpy())
         point[rows] = there
         return Reference(point, gradient)
+
+    def renewal(self, terms: int) -> float:
+        return self.probability if self.probability is not None else min(1.0, self.batch / terms)

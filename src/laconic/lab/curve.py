@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.problem import Calls, Solution
+from laconic.core.problem import Solution
 from laconic.core.theory import Guarantee
 from laconic.lab import trace
 from laconic.lab.clock import Stopwatch
@@ -148,7 +148,7 @@ class Curve:
 
     def _reset_calls(self) -> None:
         for party in self.parties:
-            party.oracles.calls = Calls()
+            party.oracles.forget_calls()
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 

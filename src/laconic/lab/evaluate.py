@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laconic.core import rows
 from laconic.core.link import Link
-from laconic.core.problem import Calls, Oracles, Solution
+from laconic.core.problem import Oracles, Solution
 from laconic.core.theory import Guarantee, Snapshot
 
 
@@ -122,7 +122,7 @@ async def survey(party: Party) -> tuple[int, int, int]:
 
 async def work(party: Party) -> Work:
     """What the oracles of all parties were asked since their calls were last reset."""
-    calls: Calls = party.oracles.calls
+    calls = party.oracles.asked()
     counts = torch.zeros(party.link.block.size, 2, dtype=torch.float64)
     if party.link.block.size:
         counts[0] = torch.tensor([calls.gradient_terms, calls.hessian_terms], dtype=torch.float64)

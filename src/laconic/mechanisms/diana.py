@@ -42,7 +42,7 @@ class DIANA(Mechanism):
     Guarantee for independent unbiased compressors, a = 1 / (1 + omega), f mu-strongly convex and f_i convex:
     step <= 1 / (L + 6 omega L_max / n), and V = ||x - x*||^2 + (4 omega step^2 / (n a)) mean ||h_i - grad f_i(x*)||^2
     contracts in expectation by max(1 - step mu, 1 - a / 2). With a variance-reduced estimator of m terms (VR-DIANA):
-    step <= 1 / (L (1 + (36 omega + 34) / n)) and max(1 - step mu, 1 - a / 2, 1 - 1 / (2 m)).
+    step <= 1 / (L (1 + (36 omega + 34) / n)) and max(1 - step mu, 1 - a / 2, 1 - p / 2), p the probability of renewal.
 
     The state of gradient descent holds x and the estimate made there; V is read at the next x, which goes with the
     shifts as they are now.
@@ -120,7 +120,7 @@ class DIANA(Mechanism):
         (sample, mu) = known(L_sample=c.L_sample, mu=c.mu)
         largest = 1.0 / (sample * (1.0 + (36.0 * omega + 34.0) / n))
         used = largest if step is None else step
-        rate = max(1.0 - used * mu, 1.0 - a / 2.0, 1.0 - 1.0 / (2.0 * setting.terms[1]))
+        rate = max(1.0 - used * mu, 1.0 - a / 2.0, 1.0 - estimator.renewal(setting.terms[1]) / 2.0)
         return Guarantee(
             largest,
             _VR,

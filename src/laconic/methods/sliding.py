@@ -15,7 +15,7 @@ from laconic.core.method import Method, number
 from laconic.core.problem import Oracles
 from laconic.core.rows import square
 from laconic.core.state import Server
-from laconic.core.theory import Guarantee, Setting, Snapshot, Terms, estimates, known
+from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 from laconic.methods._inner import minimise
 
 ACCURACY = 1.0 / 3.0  # ||grad A(w)|| <= ACCURACY * similarity * ||x_g - w||; the theorem's criterion follows from 0.44
@@ -71,12 +71,14 @@ class Sliding(Method):
     def settled(self, setting: Setting) -> Sliding:
         if None not in (self.similarity, self.mu, self.smooth):
             return self
+        _needs_convex(setting)
         c = setting.constants
         similarity, mu = known(delta_server=c.delta_server, mu=c.mu)
         similarity = max(similarity, 1e-9 * float(c.L))
         return Sliding(self.similarity or similarity, self.mu or mu, self.smooth or c.L_workers[0])
 
     def guarantee(self, setting: Setting) -> Guarantee:
+        _needs_convex(setting)
         method, c = self.settled(setting), setting.constants
         similarity, mu = number(method.similarity), number(method.mu)
         delta, convexity = known(delta_server=c.delta_server, mu=c.mu)
@@ -133,3 +135,9 @@ class Sliding(Method):
 
     def point(self, state: State) -> Tensor:
         return state.x_f
+
+
+def _needs_convex(setting: Setting) -> None:
+    least = setting.constants.mu_workers
+    if not setting.convex and (least is None or float(least) < 0.0):
+        raise NoTheorem("the theorem of sliding needs a convex f_1; give similarity, mu and smooth")

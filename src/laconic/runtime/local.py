@@ -11,7 +11,7 @@ import torch
 
 from laconic.core.compressor import Mean, Packet
 from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Sending, Show, Text, Uplink, fail
-from laconic.core.ledger import Ledger
+from laconic.core.ledger import Account, Ledger
 from laconic.core.link import Link
 from laconic.core.message import Message
 from laconic.core.problem import Block
@@ -86,28 +86,20 @@ class Local(Runtime):
         for part, shape in enumerate(shapes):
             if shape != shapes[0]:
                 raise Diverged(f"party 0 asks for {shapes[0]} and party {part} for {shape}")
-        self._totals = [None, None, 0, 0]
-        columns = [self._answer(asks) for asks in zip(*flights, strict=True)]
-        self.ledger.flight(*self._totals)
+        account = Account()
+        columns = [self._answer(asks, account) for asks in zip(*flights, strict=True)]
+        self.ledger.flight(account)
         return [[column[part] for column in columns] for part in range(len(flights))]
 
-    def _count(self, up: np.ndarray | None, down: np.ndarray | None, messages_up: int, messages_down: int) -> None:
-        for slot, more in enumerate((up, down)):
-            if more is not None:
-                so_far = self._totals[slot]
-                self._totals[slot] = more if so_far is None else so_far + more
-        self._totals[2] += messages_up
-        self._totals[3] += messages_down
-
-    def _answer(self, asks: Sequence[Ask]) -> list[Any]:
+    def _answer(self, asks: Sequence[Ask], account: Account) -> list[Any]:
         first = asks[0]
         packets = [ask.packet for ask in asks if isinstance(ask, Sending)]
         if isinstance(first, Uplink):
-            return self._uplink(packets, first.packet.private)
+            return self._uplink(packets, first.packet.private, account)
         if isinstance(first, Downlink):
-            return self._downlink(first.packet, first.to)
+            return self._downlink(first.packet, first.to, account)
         if isinstance(first, AllReduce):
-            return self._all_reduce(packets)
+            return self._all_reduce(packets, account)
         if isinstance(first, Look):
             rows = torch.cat([ask.rows for ask in asks if isinstance(ask, Look)])
             return [rows for _ in asks]
@@ -115,24 +107,23 @@ class Local(Runtime):
             return [first.value.clone() for _ in asks]
         raise TypeError(f"{type(first).__name__} is no request that a runtime knows")
 
-    def _uplink(self, packets: list[Packet], private: bool) -> list[Any]:
+    def _uplink(self, packets: list[Packet], private: bool, account: Account) -> list[Any]:
         self._watch(packets)
         packets = [self._through_bytes(packet) for packet in packets]
-        self._count(uplink_bytes(packets, self.n, private), None, sum(p.message.rows for p in packets), 0)
+        account.said_up(uplink_bytes(packets, self.n, private), sum(p.message.rows for p in packets))
         return [received(link, own, packets) for link, own in zip(self.links, packets, strict=True)]
 
-    def _downlink(self, packet: Packet, to: np.ndarray | None) -> list[Any]:
+    def _downlink(self, packet: Packet, to: np.ndarray | None, account: Account) -> list[Any]:
         packet = self._through_bytes(packet)
         down = downlink_bytes(packet, self.n, to)
-        self._count(None, down, 0, self.n if to is None else len(to))
+        account.said_down(down, self.n if to is None else len(to))
         x = packet.decoded.dense()[0]
         hears = [link.holds_server or bool(down[link.block.low : link.block.high].any()) for link in self.links]
         return [x.clone() if there else torch.full_like(x, torch.nan) for there in hears]
 
-    def _all_reduce(self, packets: list[Packet]) -> list[Any]:
+    def _all_reduce(self, packets: list[Packet], account: Account) -> list[Any]:
         self._watch(packets)
-        both = uplink_bytes(packets, self.n, False)
-        self._count(both, both.copy(), self.n, self.n)
+        account.summed(uplink_bytes(packets, self.n, False))
         return [Mean(packets, self.n).dense() for _ in self.links]
 
     def _through_bytes(self, packet: Packet) -> Packet:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from laconic.core.compressor import Mean, Packet
 from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Show, Text, Uplink, drive
-from laconic.core.ledger import Ledger
+from laconic.core.ledger import Account, Ledger
 from laconic.core.link import Link
 from laconic.core.message import Malformed, Message, fixed_lengths
 from laconic.core.problem import Block
@@ -116,14 +116,13 @@ class ProcessGroup(Runtime):
         """Waits for a flight, and gives its replies. What comes down, or is off the books, travels only now."""
         flight = pending.flight
         replies: dict[int, Any] = {}
-        sizes_up, sizes_down = [], []
-        said_up = said_down = 0
+        account = Account()
         for i, own, everyone in self._finish_gather(pending):
             ask = flight[i]
             assert isinstance(ask, Spoken)
-            sizes_up.append(uplink_bytes(everyone, self.n, ask.packet.private))
             if isinstance(ask, Uplink):
-                said_up += sum(packet.message.rows for packet in everyone)
+                sizes = uplink_bytes(everyone, self.n, ask.packet.private)
+                account.said_up(sizes, sum(packet.message.rows for packet in everyone))
                 replies[i] = received(self.links[0], own, everyone)
             else:
                 replies[i] = Mean(everyone, self.n).dense()
@@ -131,20 +130,21 @@ class ProcessGroup(Runtime):
             replies |= self._finish_sum(flight, summed)
         for i, ask in enumerate(flight):
             if isinstance(ask, AllReduce):
-                size = ask.packet.dtype.itemsize * int(np.prod(ask.packet.shape))
-                sizes_down.append(np.full(self.n, size, dtype=np.int64))
-                if not self.ordered:
-                    sizes_up.append(sizes_down[-1])
-                said_up, said_down = said_up + self.n, said_down + self.n
+                size = ask.packet.dtype.itemsize * math.prod(ask.packet.shape)
+                account.summed(np.full(self.n, size, dtype=np.int64))
             elif isinstance(ask, Downlink):
-                sizes_down.append(downlink_bytes(ask.packet, self.n, ask.to))
-                said_down += self.n if ask.to is None else len(ask.to)
-                replies[i] = self._spread(ask.packet, ask.to)
+                heard = self._spread(ask.packet, ask.to)
+                if heard is None:
+                    replies[i] = torch.full(ask.packet.shape, torch.nan, dtype=ask.packet.dtype)
+                else:
+                    replies[i] = heard.decoded.dense()[0].clone()
+                    sizes = downlink_bytes(heard, self.n, ask.to)
+                    account.said_down(sizes, self.n if ask.to is None else len(ask.to))
             elif isinstance(ask, Look):
                 replies[i] = self._look(ask.rows)
             elif isinstance(ask, Show):
                 replies[i] = self._show(ask.value)
-        self.ledger.flight(_total(sizes_up), _total(sizes_down), said_up, said_down)
+        self.ledger.flight(account)
         return [replies[i] for i in range(len(flight))]
 
     def _paid(self, size: int) -> None:
@@ -274,10 +274,10 @@ class ProcessGroup(Runtime):
         pieces = total.split([math.prod(shape) for shape in shapes])
         return {i: piece.view(shape) for i, piece, shape in zip(summed.at, pieces, shapes, strict=True)}
 
-    def _spread(self, packet: Packet, to: np.ndarray | None) -> Tensor:
-        """What the workers decode of a message of the server."""
+    def _spread(self, packet: Packet, to: np.ndarray | None) -> Packet | None:
+        """A message of the server as it is heard here; None where no worker of this process is spoken to."""
         if not self.star:
-            return self._through_bytes(packet).decoded.dense()[0].clone()
+            return self._through_bytes(packet)
         hosts = [rank for rank, block in enumerate(self.blocks) if rank and _hosts(block, to)]
         fixed = fixed_lengths(packet.message.schema, 1)
         exact = None if fixed is None else [int(fixed[0])] * self.world
@@ -287,13 +287,13 @@ class ProcessGroup(Runtime):
             for rank in hosts:
                 self.carrier.send(data, rank, sizes)
                 self._paid(len(data))
-            return self._through_bytes(packet).decoded.dense()[0].clone()
+            return self._through_bytes(packet)
         if self.rank not in hosts:
-            return torch.full(packet.shape, torch.nan, dtype=packet.dtype)
+            return None
         data = self.carrier.receive(0, sizes)
         with _blamed_on(0):
             message = Message.unpack(data, np.array([len(data)]), packet.message.schema)
-        return dataclasses.replace(packet, message=message).decoded.dense()[0].clone()
+        return dataclasses.replace(packet, message=message)
 
     def _look(self, rows: Tensor) -> Tensor:
         each = math.prod(rows.shape[1:]) * rows.element_size()
@@ -340,10 +340,6 @@ def _local_sum(packet: Packet) -> Tensor:
 def _most(packet: Packet) -> int:
     """A bound in bytes on one worker's message, flag and length: four times the values at full width, and some."""
     return 128 + 4 * packet.dtype.itemsize * math.prod(packet.shape)
-
-
-def _total(sizes: list[np.ndarray]) -> np.ndarray | None:
-    return np.sum(sizes, axis=0) if sizes else None
 
 
 def _take(buffer: np.ndarray, at: int, size: int) -> tuple[np.ndarray, int]:
