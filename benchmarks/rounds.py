@@ -8,6 +8,10 @@ out, with the reason. Times are medians over repeats: machines are noisy, so rea
 
 from __future__ import annotations
 
+import laconic  # noqa: F401 - before torch: it asks OpenMP not to spin
+
+# isort: split
+
 import argparse
 import os
 import platform

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Read by OpenMP when torch is first imported: its idle threads would spin on the cores that our kernels need
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -150,10 +150,13 @@ class Link:
         return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
 
     def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray) -> Packet:
-        shape = tuple(v.shape[1:])
-        codes, state = compressor.advance(v, keys.at(rows), take(self._state(compressor, shape, v.dtype, keys), rows))
-        message = Message(compressor.schema(shape, v.dtype, keys.at(rows)), codes, v.shape[0])
-        return Packet(compressor, message, keys.at(rows), shape, v.dtype, rows, state=state)
+        shape, everyone = tuple(v.shape[1:]), len(rows) == keys.rows
+        state = self._state(compressor, shape, v.dtype, keys)
+        if not everyone:
+            keys, state = keys.at(rows), take(state, rows)
+        codes, state = compressor.advance(v, keys, state)
+        message = Message(compressor.schema(shape, v.dtype, keys), codes, v.shape[0])
+        return Packet(compressor, message, keys, shape, v.dtype, rows, state=state)
 
     def _state(self, compressor: Compressor, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Any:
         """The compressor's state at an address, for all local rows: as it was left, as it was saved, or a first one."""

@@ -33,9 +33,9 @@ class Block:
         """How many workers live here."""
         return self.high - self.low
 
-    @property
+    @functools.cached_property
     def workers(self) -> np.ndarray:
-        """Their numbers, int64 of shape (size,)."""
+        """Their numbers, int64 of shape (size,); not to be written to."""
         return np.arange(self.low, self.high)
 
     @staticmethod
@@ -196,7 +196,7 @@ class Oracles(ABC):
     def gradients(self, x: Tensor, rows: np.ndarray | None = None, batch: Batch | None = None) -> Tensor:
         """grad f_i(x) for the rows, or the mean over a minibatch, shape (rows, *shape). The caller owns it."""
         rows = self._rows(rows)
-        self.calls.gradient_terms += int(self.terms()[rows].sum() if batch is None else batch.indices.size)
+        self.calls.gradient_terms += self._terms(rows, batch)
         return self._gradients(x, rows, batch)
 
     def hessians(self, x: Tensor, rows: np.ndarray | None = None) -> Tensor:
@@ -205,7 +205,7 @@ class Oracles(ABC):
         Shape (rows, d (d + 1) / 2). The tensor is borrowed until the next call and may be written to.
         """
         rows = self._rows(rows)
-        self.calls.hessian_terms += int(self.terms()[rows].sum())
+        self.calls.hessian_terms += self._terms(rows)
         return self._hessians(x, rows)
 
     def sample(self, keys: Keys, size: int, rows: np.ndarray | None = None) -> Batch:
@@ -216,7 +216,21 @@ class Oracles(ABC):
         return Batch(rows, np.minimum((words * 2.0**-53 * counts).astype(np.int64), counts - 1))
 
     def _rows(self, rows: np.ndarray | None) -> np.ndarray:
-        return np.arange(self.block.size) if rows is None else np.asarray(rows, dtype=np.int64)
+        return self._all_rows if rows is None else np.asarray(rows, dtype=np.int64)
+
+    @functools.cached_property
+    def _all_rows(self) -> np.ndarray:
+        return np.arange(self.block.size)
+
+    @functools.cached_property
+    def _all_terms(self) -> int:
+        return int(self.terms().sum())
+
+    def _terms(self, rows: np.ndarray, batch: Batch | None = None) -> int:
+        """How many terms are looked at."""
+        if batch is not None:
+            return batch.indices.size
+        return self._all_terms if rows is self._all_rows else int(self.terms()[rows].sum())
 
 
 class Problem(Entry, ABC):

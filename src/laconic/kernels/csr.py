@@ -1,9 +1,10 @@
 """Fused kernels of linear models on sparse rows (CSR): values, gradients, Hessians and products, worker by worker.
 
 A worker's rows lie at `starts[w] .. starts[w + 1]` of one CSR matrix (`indptr`, `indices`, `values`) and are added in
-that order by one thread, so a worker's result has the same bits whatever shares its batch. `x` is (1, d) for one point
-for all, or (rows, d). The loss of a row is a function of s = <a, x> and its label: LOGISTIC log(1 + exp(-label s)), or
-SQUARES (s - label)^2 / 2. Every f_i also has l2 / 2 ||x||^2 + nonconvex sum_j x_j^2 / (1 + x_j^2).
+that order by one thread, so a worker's result has the same bits whatever shares its batch. Where all entries are 1, as
+in many data sets, `values` may be empty. `x` is (1, d) for one point for all, or (rows, d). The loss of a row is a
+function of s = <a, x> and its label: LOGISTIC log(1 + exp(-label s)), or SQUARES (s - label)^2 / 2. Every f_i also has
+l2 / 2 ||x||^2 + nonconvex sum_j x_j^2 / (1 + x_j^2).
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ from numba import uint32, uint64
 
 LOGISTIC, SQUARES = 0, 1
 ROWS = 256  # rows whose inner products are taken before their slopes are, so that neither waits for the other
+LOG2_E, SHIFT = 1.4426950408889634, 6755399441055744.0  # 1.5 * 2^52
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the first has trailing zeros
 SMALL_MOVE = 1e-3  # below it the series of the logistic divergence is the more accurate form
+
+
+@numba.njit(inline="always")
+def _entry(values, k):
+    """Entry k of the matrix; an empty array stands for ones, which halves and more what must be read."""
+    return values[k] if len(values) else 1.0
 
 
 @numba.njit(inline="always")
 def _dot(indptr, indices, values, row, x, point):
     total = 0.0
     for k in range(uint64(indptr[row]), uint64(indptr[row + 1])):
-        total += values[k] * x[point, uint32(indices[k])]  # unsigned: no test for negative indices
+        total += _entry(values, k) * x[point, uint32(indices[k])]  # unsigned: no test for negative indices
     return total
 
 
@@ -31,6 +40,39 @@ def _dot(indptr, indices, values, row, x, point):
 def _sigmoid(z):
     e = math.exp(-abs(z))
     return (1.0 if z >= 0.0 else e) / (1.0 + e)
+
+
+@numba.njit(inline="always")
+def _sigmoids(z, count, shifted, power):
+    """z[t] <- 1 / (1 + exp(-z[t])) for t < count, in loops that compilers turn into vector instructions.
+
+    exp(-|z|) = 2^k exp(r) with |r| <= ln(2) / 2, by Taylor's polynomial of degree 13 (error below one unit in the last
+    place); adding SHIFT rounds to the integer k and leaves it in the low bits. `shifted` and `power` are scratch.
+    """
+    for t in range(count):
+        x = -min(abs(z[t]), 708.0)
+        shifted[t] = x * LOG2_E + SHIFT
+        k = shifted[t] - SHIFT
+        r = (x - k * LN2_HIGH) - k * LN2_LOW
+        p = 1.0 / 6227020800.0
+        p = p * r + 1.0 / 479001600.0
+        p = p * r + 1.0 / 39916800.0
+        p = p * r + 1.0 / 3628800.0
+        p = p * r + 1.0 / 362880.0
+        p = p * r + 1.0 / 40320.0
+        p = p * r + 1.0 / 5040.0
+        p = p * r + 1.0 / 720.0
+        p = p * r + 1.0 / 120.0
+        p = p * r + 1.0 / 24.0
+        p = p * r + 1.0 / 6.0
+        p = p * r + 0.5
+        p = p * r + 1.0
+        power[t] = p * r + 1.0
+    bits, exponents = power.view(np.int64), shifted.view(np.int64)
+    for t in range(count):
+        bits[t] += exponents[t] << 52
+    for t in range(count):
+        z[t] = (1.0 if z[t] >= 0.0 else power[t]) / (1.0 + power[t])
 
 
 @numba.njit
@@ -73,7 +115,7 @@ def values(low, high, rows, starts, indptr, indices, data, labels, x, l2, noncon
 def gradients(low, high, rows, batch, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
     """out[r] = grad f_i(x) of worker rows[r] over its terms batch[r], or over all where batch has no columns."""
     d, size = x.shape[1], batch.shape[1]
-    slopes = np.empty(ROWS)
+    slopes, shifted, power = np.empty(ROWS), np.empty(ROWS), np.empty(ROWS)
     for r in range(low, high):
         worker, point = rows[r], r if x.shape[0] > 1 else 0
         first = starts[worker]
@@ -87,13 +129,18 @@ def gradients(low, high, rows, batch, starts, indptr, indices, data, labels, x, 
                 slopes[t] = _dot(indptr, indices, data, row, x, point)
             for t in range(some):
                 label = labels[first + (batch[r, begin + t] if size > 0 else begin + t)]
-                slopes[t] = -label * _sigmoid(-label * slopes[t]) if loss == LOGISTIC else slopes[t] - label
+                slopes[t] = -label * slopes[t] if loss == LOGISTIC else slopes[t] - label
+            if loss == LOGISTIC:
+                _sigmoids(slopes, some, shifted, power)
+                for t in range(some):
+                    slopes[t] *= -labels[first + (batch[r, begin + t] if size > 0 else begin + t)]
             for t in range(some):
                 row = first + (batch[r, begin + t] if size > 0 else begin + t)
                 for k in range(uint64(indptr[row]), uint64(indptr[row + 1])):
-                    out[r, uint32(indices[k])] += slopes[t] * data[k]
+                    out[r, uint32(indices[k])] += slopes[t] * _entry(data, k)
+        share = 1.0 / count
         for j in range(d):
-            out[r, j] = out[r, j] / count + l2 * x[point, j]
+            out[r, j] = out[r, j] * share + l2 * x[point, j]
         if nonconvex > 0.0:
             for j in range(d):
                 out[r, j] += 2.0 * nonconvex * x[point, j] / (1.0 + x[point, j] * x[point, j]) ** 2
@@ -134,11 +181,11 @@ def hessians(low, high, rows, starts, indptr, indices, data, labels, x, l2, nonc
             for k in range(indptr[row], end):
                 i = np.int64(indices[k])
                 base = i * d - (i * (i + 1)) // 2
-                scaled = weight * data[k]
-                triangle[base + i] += scaled * data[k]
+                scaled = weight * _entry(data, k)
+                triangle[base + i] += scaled * _entry(data, k)
                 scaled *= root
                 for other in range(uint64(k + 1), uint64(end)):
-                    triangle[uint64(base + indices[other])] += scaled * data[other]
+                    triangle[uint64(base + indices[other])] += scaled * _entry(data, other)
         for i in range(d):
             triangle[i * d - (i * (i - 1)) // 2] += _bend(x[point, i], l2, nonconvex)
 
@@ -156,7 +203,7 @@ def products(low, high, rows, starts, indptr, indices, data, labels, x, v, l2, n
             s = _dot(indptr, indices, data, row, x, point)
             slope = _curvature(labels[row], s, loss) * _dot(indptr, indices, data, row, v, direction)
             for k in range(indptr[row], indptr[row + 1]):
-                out[r, indices[k]] += slope * data[k]
+                out[r, indices[k]] += slope * _entry(data, k)
         for j in range(d):
             out[r, j] = out[r, j] / count + _bend(x[point, j], l2, nonconvex) * v[direction, j]
 
@@ -172,8 +219,8 @@ def excess(low, high, rows, starts, indptr, indices, data, labels, x, solution, 
             s, move = 0.0, 0.0
             for k in range(indptr[row], indptr[row + 1]):
                 at = solution[0, indices[k]]
-                s += data[k] * at
-                move += data[k] * (x[point, indices[k]] - at)
+                s += _entry(data, k) * at
+                move += _entry(data, k) * (x[point, indices[k]] - at)
             if loss == LOGISTIC:
                 total += _divergence(_sigmoid(-labels[row] * s), labels[row] * move)
             else:

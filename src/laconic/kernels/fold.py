@@ -72,7 +72,15 @@ def scatter_rows(
         return
     factor = _numpy(target).dtype.type(scale)
     over_rows(
-        _scatter_rows, len(rows), len(values), _numpy(indices), _numpy(values), offsets, rows, factor, _numpy(target)
+        _scatter_rows,
+        len(rows),
+        4 * len(values),
+        _numpy(indices),
+        _numpy(values),
+        offsets,
+        rows,
+        factor,
+        _numpy(target),
     )
 
 

@@ -14,25 +14,33 @@ from torch import Tensor
 from laconic.kernels.threads import over_rows
 
 DIGIT = 10  # bits per pass of the radix selection
-FEW = 24  # up to this k a bound comes from the maxima of 2k lanes, above it from a sample
+FEW = 24  # up to this k a bound comes from the maxima of 16 to 2k lanes, above it from a sample
 SAMPLE = 1024  # entries of that sample
 
 
 @numba.njit(cache=True, nogil=True)
-def _bound_by_lanes(row, mask, k, lanes):
-    """A magnitude that at least k entries reach: the k-th largest of the maxima of 2k interleaved lanes."""
+def _bound_by_lanes(row, k, lanes):
+    """A magnitude that at least k entries reach: the k-th largest of the maxima of interleaved lanes.
+
+    Works on the numbers themselves, where maxima are vector instructions; NaN, which counts as largest, is passed over.
+    """
     count = len(lanes)
-    lanes[:] = 0
-    for start in range(0, len(row), count):
-        for lane in range(min(count, len(row) - start)):
-            lanes[lane] = max(lanes[lane], uint64(row[start + lane]) & mask)
-    for i in range(1, count):
-        magnitude, place = lanes[i], i
-        while place > 0 and lanes[place - 1] < magnitude:
-            lanes[place] = lanes[place - 1]
-            place -= 1
-        lanes[place] = magnitude
-    return lanes[k - 1]
+    lanes[:] = 0.0
+    whole = len(row) - len(row) % count
+    for start in range(0, whole, count):
+        for lane in range(count):
+            magnitude = abs(row[start + lane])
+            lanes[lane] = magnitude if magnitude > lanes[lane] else lanes[lane]
+    for lane in range(len(row) - whole):
+        magnitude = abs(row[whole + lane])
+        lanes[lane] = magnitude if magnitude > lanes[lane] else lanes[lane]
+    bound = lanes[0] + np.inf
+    for lane in range(count):
+        larger = 0
+        for other in range(count):
+            larger += lanes[other] > lanes[lane]
+        bound = lanes[lane] if larger < k and lanes[lane] < bound else bound
+    return bound
 
 
 @numba.njit(cache=True, nogil=True)
@@ -54,10 +62,10 @@ def _candidates(row, mask, least, positions, pool):
     """Positions and magnitudes of the entries of at least a magnitude, in order; how many there are."""
     found = 0
     for j in range(len(row)):
-        magnitude = uint64(row[j]) & mask
         positions[found] = j
-        pool[found] = magnitude
-        found += magnitude >= least
+        found += (uint64(row[j]) & mask) >= least
+    for i in range(found):
+        pool[i] = uint64(row[positions[i]]) & mask
     return found
 
 
@@ -106,16 +114,21 @@ def _drop(positions, pool, size):
 
 
 @numba.njit(cache=True, nogil=True)
-def _largest(low, high, patterns, mask, width, k, out, values):
+def _largest(low, high, numbers, patterns, mask, width, k, out, values):
     d = patterns.shape[1]
-    lanes = np.empty(2 * min(k, FEW), np.uint64)
+    lanes = np.empty(max(16, 2 * min(k, FEW)) + 1, numbers.dtype)
+    pattern = lanes.view(patterns.dtype)
     sample = np.empty(SAMPLE, np.uint64)
     positions = np.empty(d + 1, np.int64)
     pool = np.empty(d + 1, np.uint64)
     counts = np.empty(1 << DIGIT, np.int64)
     for r in range(low, high):
         row = patterns[r]
-        bound = _bound_by_lanes(row, mask, k, lanes) if k <= FEW else _bound_by_sample(row, mask, k, sample)
+        if k <= FEW:
+            lanes[-1] = _bound_by_lanes(numbers[r], k, lanes[:-1])
+            bound = uint64(pattern[-1])
+        else:
+            bound = _bound_by_sample(row, mask, k, sample)
         size = _candidates(row, mask, max(bound, uint64(1)), positions, pool)
         if size < k and bound > 1:
             size = _candidates(row, mask, uint64(1), positions, pool)
@@ -154,10 +167,11 @@ def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 0 or rows == 0:
         return positions, values
     size = v.element_size()
-    patterns = v.contiguous().numpy().view(f"u{size}")
+    numbers = v.contiguous().numpy()
+    patterns = numbers.view(f"u{size}")
     mask = np.uint64((1 << (8 * size - 1)) - 1)
     out = values.numpy().view(f"u{size}")
-    over_rows(_largest, rows, v.numel(), patterns, mask, 8 * size, k, positions.numpy(), out)
+    over_rows(_largest, rows, v.numel(), numbers, patterns, mask, 8 * size, k, positions.numpy(), out)
     return positions, values
 
 

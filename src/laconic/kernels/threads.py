@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
-SMALL = 1 << 16  # elements of work under which starting threads costs more than it saves
+SMALL = 1 << 16  # elements of work under which waking a thread costs more than it saves
+SHARES = 3  # pieces per thread: whoever is awake takes the next one
+
+Kernel = Callable[..., object]
 
 
-@functools.lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="laconic-kernel")
+class _Job:
+    """A kernel on ranges of rows that several threads take from one list until it is empty."""
+
+    def __init__(self, kernel: Kernel, ranges: list[tuple[int, int]], arguments: tuple[object, ...]) -> None:
+        self.kernel, self.ranges, self.arguments = kernel, ranges, arguments
+        self.unfinished = len(ranges)
+        self.failure: BaseException | None = None
+        self.guard, self.finished = threading.Lock(), threading.Lock()
+        self.finished.acquire()
+
+    def work(self) -> None:
+        while True:
+            try:
+                low, high = self.ranges.pop()
+            except IndexError:
+                return
+            try:
+                self.kernel(low, high, *self.arguments)
+            except BaseException as failure:  # raised again by the caller's thread
+                self.failure = failure
+            with self.guard:
+                self.unfinished -= 1
+                if self.unfinished == 0:
+                    self.finished.release()
 
 
-def over_rows(kernel: Callable[..., object], rows: int, work: int, *arguments: object) -> None:
+_waiting: SimpleQueue[_Job] = SimpleQueue()
+_started = 0
+
+
+def _helper() -> None:
+    while True:
+        _waiting.get().work()
+
+
+def _call(helpers: int, job: _Job) -> None:
+    """Asks that many other threads to help; one that wakes up late finds nothing left to do."""
+    global _started
+    while _started < helpers:
+        threading.Thread(target=_helper, name="laconic-kernel", daemon=True).start()
+        _started += 1
+    for _ in range(helpers):
+        _waiting.put(job)
+
+
+def over_rows(kernel: Kernel, rows: int, work: int, *arguments: object) -> None:
     """Calls `kernel(low, high, *arguments)` for ranges that cover `0..rows`.
 
     `work` is the number of elements touched in all; little work stays on the calling thread. A kernel's result for
@@ -26,9 +69,11 @@ def over_rows(kernel: Callable[..., object], rows: int, work: int, *arguments: o
     if threads <= 1 or work < SMALL:
         kernel(0, rows, *arguments)
         return
-    ends = [rows * part // threads for part in range(threads + 1)]
-    pool = _pool(threads - 1)
-    others = [pool.submit(kernel, ends[part], ends[part + 1], *arguments) for part in range(1, threads)]
-    kernel(ends[0], ends[1], *arguments)
-    for other in others:
-        other.result()
+    pieces = min(SHARES * threads, rows)
+    ends = [rows * piece // pieces for piece in range(pieces + 1)]
+    job = _Job(kernel, list(zip(ends, ends[1:], strict=False)), arguments)
+    _call(threads - 1, job)
+    job.work()
+    job.finished.acquire()
+    if job.failure is not None:
+        raise job.failure

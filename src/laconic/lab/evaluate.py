@@ -81,7 +81,8 @@ async def evaluate(party: Party, point: Tensor, solution: Solution | None, guara
         if guarantee is not None and guarantee.lyapunov is not None and math.isfinite(gap):
             lyapunov = await _lyapunov(party, guarantee, Snapshot(x, gap, gradient, party.state, oracles, solution))
     oracles.calls = before
-    return Evaluation(f, gap, grad_norm2, distance2, lyapunov, _culprit(values, gradients))
+    culprit = "" if math.isfinite(f) and math.isfinite(grad_norm2) else _culprit(values, gradients)
+    return Evaluation(f, gap, grad_norm2, distance2, lyapunov, culprit)
 
 
 async def _gap(party: Party, x: Tensor, f: float, solution: Solution) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from laconic.core.problem import Batch, Block, Oracles, Solution
 from laconic.kernels import csr
+from laconic.kernels.memory import empty
 from laconic.kernels.threads import over_rows
 from laconic.problems._data import Matrix, Table
 from laconic.problems._split import Dealing, ends
@@ -147,8 +148,10 @@ class LinearOracles(Oracles):
         starts = data.starts[block.low : block.high + 1]
         self._starts = starts
         self._sizes = np.diff(starts)
-        self._data = (starts, data.indptr, data.indices, data.values, data.labels)
-        self._entries = int(data.indptr[starts[-1]] - data.indptr[starts[0]])
+        low, high = data.indptr[starts[0]], data.indptr[starts[-1]]
+        self._entries = int(high - low)
+        values = data.values[:0] if np.all(data.values[low:high] == 1.0) else data.values
+        self._data = (starts, data.indptr, data.indices, values, data.labels)
         self._triangles: Tensor | None = None
 
     def terms(self) -> np.ndarray:
@@ -167,7 +170,7 @@ class LinearOracles(Oracles):
         return out
 
     def _gradients(self, x: Tensor, rows: np.ndarray, batch: Batch | None) -> Tensor:
-        out = torch.empty((len(rows), self.d), dtype=torch.float64)
+        out = empty((len(rows), self.d), torch.float64)
         terms = ALL_TERMS if batch is None else np.ascontiguousarray(batch.indices)
         arguments = (rows, terms, *self._data, self._points(x), *self._model, out.numpy())
         over_rows(csr.gradients, len(rows), self._entries, *arguments)
@@ -185,7 +188,7 @@ class LinearOracles(Oracles):
         """hess f_i(x) v, shape (rows, d); `v` is one (d,) for all or one per row (rows, d). Counted like a gradient."""
         rows = self._rows(rows)
         self.calls.gradient_terms += int(self._sizes[rows].sum())
-        out = torch.empty((len(rows), self.d), dtype=torch.float64)
+        out = empty((len(rows), self.d), torch.float64)
         arguments = (rows, *self._data, self._points(x), self._points(v), *self._model, out.numpy())
         over_rows(csr.products, len(rows), 2 * self._entries, *arguments)
         return out

@@ -17,6 +17,7 @@ from torch import Tensor
 from laconic.core.entry import Count, Interval, Source
 from laconic.core.keys import Keys
 from laconic.core.problem import Batch, Block, Constant, Constants, Oracles, Problem, Solution
+from laconic.kernels.memory import empty
 from laconic.kernels.threads import over_rows
 
 HESSIAN_BYTES = 8 << 30  # Hessians of all workers beyond this are refused
@@ -105,7 +106,7 @@ class QuadraticOracles(Oracles):
 
     def _gradients(self, x: Tensor, rows: np.ndarray, batch: Batch | None) -> Tensor:
         points = x.reshape(-1, self.d).contiguous().numpy()
-        out = torch.empty((len(rows), self.d), dtype=torch.float64)
+        out = empty((len(rows), self.d), torch.float64)
         arguments = (self._scales[rows], self._linear[rows], self._shift, points, out.numpy())
         over_rows(_gradients, len(rows), out.numel(), *arguments)
         return out
@@ -127,7 +128,7 @@ class QuadraticOracles(Oracles):
         """hess f_i(x) v, shape (rows, d)."""
         rows = self._rows(rows)
         directions = v.reshape(-1, self.d).contiguous().numpy()
-        out = torch.empty((len(rows), self.d), dtype=torch.float64)
+        out = empty((len(rows), self.d), torch.float64)
         nothing = np.zeros(len(rows))
         over_rows(_gradients, len(rows), out.numel(), self._scales[rows], nothing, self._shift, directions, out.numpy())
         return out

@@ -56,7 +56,10 @@ def uplink_bytes(packets: Sequence[Packet], n: int, private: bool) -> np.ndarray
     """Logical bytes per worker of an uplink, int64 of shape (n,); a private decision to speak costs a byte of flag."""
     up = np.full(n, int(private), dtype=np.int64)
     for packet in packets:
-        up[packet.keys.workers] += packet.message.nbytes
+        if packet.message.rows == n:
+            up += packet.message.nbytes
+        else:
+            up[packet.keys.workers] += packet.message.nbytes
     return up
 
 

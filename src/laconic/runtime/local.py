@@ -101,7 +101,8 @@ class Local(Runtime):
         if isinstance(first, AllReduce):
             return self._all_reduce(packets, account)
         if isinstance(first, Look):
-            rows = torch.cat([ask.rows for ask in asks if isinstance(ask, Look)])
+            parts = [ask.rows for ask in asks if isinstance(ask, Look)]
+            rows = parts[0] if len(parts) == 1 else torch.cat(parts)
             return [rows for _ in asks]
         if isinstance(first, Show):
             return [first.value.clone() for _ in asks]
