@@ -19,6 +19,7 @@ LOGISTIC, SQUARES = 0, 1
 ROWS = 256  # rows whose inner products are taken before their slopes are, so that neither waits for the other
 LOG2_E, SHIFT = 1.4426950408889634, 6755399441055744.0  # 1.5 * 2^52
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the first has trailing zeros
+FAR = 708.0  # exp(-708) is the last normal power; beyond it stands 0
 SMALL_MOVE = 1e-3  # below it the series of the logistic divergence is the more accurate form
 
 
@@ -50,7 +51,7 @@ def _sigmoids(z, count, shifted, power):
     place); adding SHIFT rounds to the integer k and leaves it in the low bits. `shifted` and `power` are scratch.
     """
     for t in range(count):
-        x = -min(abs(z[t]), 708.0)
+        x = -min(abs(z[t]), FAR)
         shifted[t] = x * LOG2_E + SHIFT
         k = shifted[t] - SHIFT
         r = (x - k * LN2_HIGH) - k * LN2_LOW
@@ -72,7 +73,8 @@ def _sigmoids(z, count, shifted, power):
     for t in range(count):
         bits[t] += exponents[t] << 52
     for t in range(count):
-        z[t] = (1.0 if z[t] >= 0.0 else power[t]) / (1.0 + power[t])
+        e = 0.0 if abs(z[t]) > FAR else power[t]
+        z[t] = (1.0 if z[t] >= 0.0 else e) / (1.0 + e)
 
 
 @numba.njit
