@@ -92,7 +92,7 @@ MECHANISMS = [
     Both(EF21(parse("topk(k=1)")), parse("diana(natural, rate=0.5)")),
 ]
 COMPRESSED = [
-    f"{mechanism}({cls.name if '(' not in example(cls) else cls.name + '(k=3)'}{extra})"
+    f"{mechanism}({example(cls)}{extra})"
     for cls in catalogue().of_kind("compressor")
     for mechanism, extra in (
         ("direct", ""),

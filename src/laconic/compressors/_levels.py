@@ -1,0 +1,122 @@
+"""What quantisers share: blocks with a scale each, a zig-zag level of fixed width per coordinate, and their ranges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laconic.core.compressor import Dense
+from laconic.core.entry import Range
+from laconic.core.message import Message, Schema, Slot
+from laconic.kernels import dither
+from laconic.wire.coding import Bits
+
+DTYPES = (torch.float64, torch.float32)
+
+
+@dataclass(frozen=True)
+class Levels(Range):
+    """An integer between 1 and `most`."""
+
+    most: int
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= self.most
+
+    def examples_outside(self) -> tuple[Any, ...]:
+        return (0, -1, self.most + 1, 1.5, True, "many")
+
+    def __str__(self) -> str:
+        return f"an integer in 1..{self.most}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels -s..s times the scale of a block of `block` coordinates (None: the whole vector), as they travel.
+
+    A message holds the scales of the blocks at full width, then a code in 0..2s per coordinate: levels 0, -1, 1, -2,
+    2, ... are 0, 1, 2, 3, 4, ... Codes above 2s, which nobody writes, are read as level 0.
+    """
+
+    levels: int
+    block: int | None = None
+
+    @property
+    def width(self) -> int:
+        """The bits of a code."""
+        return (2 * self.levels).bit_length()
+
+    def size(self, d: int) -> int:
+        """The coordinates of the largest block."""
+        return max(1, d if self.block is None else min(self.block, d))
+
+    def share(self, d: int) -> float:
+        """The size of a message as a share of d values of 64 bits."""
+        return (64 * -(-d // self.size(d)) + self.width * d) / (64 * d)
+
+    def schema(self, shape: tuple[int, ...], dtype: torch.dtype) -> Schema:
+        """The scales, then the codes."""
+        d = math.prod(shape)
+        scales = Slot(Bits(8 * dtype.itemsize), known(dtype), -(-d // self.size(d)))
+        return scales, Slot(Bits(self.width), dither.code_dtype(self.levels), d)
+
+    def signed(self) -> Tensor:
+        """The level of every code of this width, int64 of shape (2^width,)."""
+        codes = torch.arange(1 << self.width)
+        return torch.where(codes > 2 * self.levels, 0, torch.where(codes % 2 == 0, 1, -1) * ((codes + 1) // 2))
+
+    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, fractions: Tensor) -> Dense:
+        """Scales times the fractions of the codes, float64 of shape (2^width,)."""
+        d, rows = math.prod(shape), message.rows
+        places = message.codes[1].view(rows, d).to(torch.int64) & ((1 << self.width) - 1)
+        scales = message.codes[0].view(rows, -(-d // self.size(d))).to(torch.float64)
+        return Dense((spread(scales, self.size(d), d) * fractions[places]).to(dtype).view(rows, *shape))
+
+
+def known(dtype: torch.dtype) -> torch.dtype:
+    """The dtype. Raises ValueError where quantisers do not work on it."""
+    if dtype not in DTYPES:
+        raise ValueError(f"quantisers work on float64 and float32, not on {dtype}; convert the vectors first")
+    return dtype
+
+
+def flat(v: Tensor) -> Tensor:
+    """v (rows, *shape) as (rows, d), contiguous."""
+    known(v.dtype)
+    return v.reshape(v.shape[0], math.prod(v.shape[1:])).contiguous()
+
+
+def spread(scales: Tensor, size: int, d: int) -> Tensor:
+    """The scale of each coordinate, (rows, d) or (rows, 1) of scales (rows, blocks)."""
+    return scales if scales.shape[1] == 1 else scales.repeat_interleave(size, dim=1)[:, :d]
+
+
+def largest(v: Tensor, size: int) -> Tensor:
+    """The largest magnitude of every block of v (rows, d), in its dtype; NaN where the block is not finite."""
+    return dither.measure(v, size)[..., 0].to(v.dtype)
+
+
+def euclidean(v: Tensor, size: int) -> Tensor:
+    """The Euclidean norm of every block of v (rows, d), in its dtype; NaN where the block is not finite.
+
+    No smaller than the largest magnitude after rounding and no larger than the largest finite number, so that
+    rounding to levels stays unbiased for every finite vector.
+    """
+    most, _, squares = dither.measure(v, size).unbind(-1)
+    norm = (most * squares.sqrt()).clamp(max=torch.finfo(v.dtype).max)
+    return torch.maximum(norm, most).to(v.dtype)
+
+
+def uniform_fractions(grid: Grid) -> Tensor:
+    """Level k is k / s."""
+    return grid.signed().to(torch.float64) / grid.levels  # an integer tensor would be divided in float32
+
+
+def power_fractions(grid: Grid) -> Tensor:
+    """Level k > 0 is 2^(k - s), level 0 is 0."""
+    level = grid.signed()
+    return level.sign() * torch.exp2((level.abs() - grid.levels).to(torch.float64))

@@ -1,0 +1,50 @@
+"""What compressors made of compressors share: messages one after another, and which compressors they take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from laconic.core.compressor import Compressor, as_unbiased
+from laconic.core.entry import Entry
+from laconic.core.message import CountIn, Message, Schema, Slot
+
+
+def joined(schemas: Iterable[Schema]) -> Schema:
+    """The fields of several messages one after another, in one message."""
+    slots: list[Slot] = []
+    for schema in schemas:
+        first = len(slots)
+        slots += [_moved(slot, first) for slot in schema]
+    return tuple(slots)
+
+
+def _moved(slot: Slot, first: int) -> Slot:
+    """The slot of a message whose own first field is now number `first`."""
+    if not isinstance(slot.count, CountIn):
+        return slot
+    return dataclasses.replace(slot, count=CountIn(slot.count.slot + first, slot.count.most))
+
+
+def separated(message: Message, schemas: Sequence[Schema]) -> list[Message]:
+    """The messages that `joined` put together."""
+    messages, first = [], 0
+    for schema in schemas:
+        last = first + len(schema)
+        messages.append(Message(schema, message.codes[first:last], message.rows))
+        first = last
+    return messages
+
+
+def take_pure(owner: Entry, field: str) -> None:
+    """Raises ValueError for a compressor with an explicit state: a compressor made of it has no place to keep it."""
+    compressor = getattr(owner, field)
+    if type(compressor).start is not Compressor.start:
+        raise ValueError(f"{type(owner).__name__}({field}={compressor}) : {field} must be a compressor without a state")
+
+
+def take_unbiased(owner: Entry, field: str) -> None:
+    """Raises ValueError for a compressor that is not known to be unbiased."""
+    compressor = getattr(owner, field)
+    if as_unbiased(compressor.claim(1, 1)) is None:
+        raise ValueError(f"{type(owner).__name__}({field}={compressor}) : {field} must be unbiased, as `natural` is")
