@@ -24,25 +24,10 @@ from laconic.compressors.unscaled_randk import UnscaledRandK
 from laconic.core.compressor import AB, Compressor, Contractive
 from laconic.core.keys import Keys
 from laconic.core.message import Message
+from sending import keys_of, send, wholes
 
 DTYPES = [torch.float64, torch.float32]
 Deals = Callable[[pytest.MonkeyPatch, int, int], Iterator[Compressor]]
-
-
-def keys_of(n: int, step: int = 0) -> Keys:
-    return Keys(11, step, "/up0", np.arange(n), n)
-
-
-def send(compressor: Compressor, v: Tensor, keys: Keys) -> Tensor:
-    """What a receiver makes of the bytes of v (rows, *shape), dense."""
-    shape, sent = tuple(v.shape[1:]), compressor.compress(v, keys)
-    heard = Message.unpack(sent.pack(), sent.nbytes, compressor.schema(shape, v.dtype, keys))
-    return compressor.decode(heard, shape, v.dtype, keys).dense()
-
-
-def wholes(n: int, d: int, seed: int = 0) -> Tensor:
-    """Small whole numbers: sums of them are exact, so that identities can be equalities."""
-    return torch.from_numpy(np.random.default_rng(seed).integers(-9, 10, (n, d)).astype(float))
 
 
 def nasty(d: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,8 +36,31 @@ def _codes(v: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     return scales.view(-1), (2 * levels.abs() - (levels < 0).to(torch.int16)).to(torch.uint8).view(-1)
 
 
+class _AbsMax(Compressor):
+    """Nearest levels of a grid that is scaled to each block's largest magnitude."""
+
+    @property
+    @abstractmethod
+    def _grid(self) -> Grid: ...
+
+    def claim(self, d: int, n: int) -> Contractive:
+        return _claim(self._grid, d)
+
+    def share(self, d: int, n: int) -> float:
+        return self._grid.share(d)
+
+    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
+        return self._grid.schema(shape, dtype)
+
+    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
+        return _codes(v, self._grid)
+
+    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
+        return self._grid.decode(message, shape, dtype, uniform_fractions(self._grid))
+
+
 @dataclass(frozen=True)
-class Int8(Compressor):
+class Int8(_AbsMax):
     """C(x)_j = (m / 127) round(127 x_j / m), m the largest magnitude of the block; ties to the even level.
 
     Claim: contractive with alpha = 1 / (1 + t), t = (B - 1) / (4 127^2), B the largest block (derived; attained where
@@ -65,24 +89,9 @@ class Int8(Compressor):
     def _grid(self) -> Grid:
         return Grid(127, self.block)
 
-    def claim(self, d: int, n: int) -> Contractive:
-        return _claim(self._grid, d)
-
-    def share(self, d: int, n: int) -> float:
-        return self._grid.share(d)
-
-    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        return self._grid.schema(shape, dtype)
-
-    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        return _codes(v, self._grid)
-
-    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        return self._grid.decode(message, shape, dtype, uniform_fractions(self._grid))
-
 
 @dataclass(frozen=True)
-class Int4(Compressor):
+class Int4(_AbsMax):
     """C(x)_j = (m / 7) round(7 x_j / m), m the largest magnitude of the block; ties to the even level.
 
     Claim: contractive with alpha = 1 / (1 + t), t = (B - 1) / 196, B the largest block (derived; attained where all
@@ -107,18 +116,3 @@ class Int4(Compressor):
     @property
     def _grid(self) -> Grid:
         return Grid(7, self.block)
-
-    def claim(self, d: int, n: int) -> Contractive:
-        return _claim(self._grid, d)
-
-    def share(self, d: int, n: int) -> float:
-        return self._grid.share(d)
-
-    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        return self._grid.schema(shape, dtype)
-
-    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        return _codes(v, self._grid)
-
-    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        return self._grid.decode(message, shape, dtype, uniform_fractions(self._grid))

@@ -56,22 +56,22 @@ class PermK(Compressor):
         return max(1.0 / n, 1.0 / d)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        _, offsets = self._owned(math.prod(shape), keys)
+        _, offsets = self.owned(math.prod(shape), keys)
         return (Slot(Bits(8 * dtype.itemsize), dtype, np.diff(offsets)),)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
         d = flat.shape[1]
-        indices, offsets = self._owned(d, keys)
+        indices, offsets = self.owned(d, keys)
         rows = np.repeat(np.arange(keys.rows), np.diff(offsets))
         values = flat[torch.from_numpy(rows), torch.from_numpy(indices)]
         return (values * float(min(d, keys.n)),)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        indices, offsets = self._owned(math.prod(shape), keys)
+        indices, offsets = self.owned(math.prod(shape), keys)
         return Sparse(torch.from_numpy(indices), message.codes[0], offsets, shape)
 
-    def _owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         """The coordinates of every row, sorted within it, and where each row begins."""
         everyone = _deal(keys.seed, keys.step, keys.stream, keys.n, d)
         coordinates, begins = everyone

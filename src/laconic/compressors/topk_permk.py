@@ -64,7 +64,7 @@ class TopKPermK(Compressor):
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         d = math.prod(shape)
-        k, sizes = amount(self.k, d), np.diff(_DEAL._owned(d, keys)[1])
+        k, sizes = amount(self.k, d), np.diff(_DEAL.owned(d, keys)[1])
         indices = [
             Slot(Subset(size), torch.int64, np.where(sizes == size, min(k, size), 0)) for size in _sizes(d, keys.n)
         ]
@@ -72,7 +72,7 @@ class TopKPermK(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
-        coordinates, offsets = _DEAL._owned(flat.shape[1], keys)
+        coordinates, offsets = _DEAL.owned(flat.shape[1], keys)
         found, values = [], flat.new_empty(int(self._kept(flat.shape[1], offsets)[-1]))
         for rows, block, places in self._blocks(flat.shape[1], keys.n, coordinates, offsets):
             own = flat[torch.from_numpy(rows)[:, None], torch.from_numpy(block)]
@@ -83,7 +83,7 @@ class TopKPermK(Compressor):
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         d = math.prod(shape)
-        coordinates, offsets = _DEAL._owned(d, keys)
+        coordinates, offsets = _DEAL.owned(d, keys)
         kept = self._kept(d, offsets)
         indices = np.empty(kept[-1], dtype=np.int64)
         blocks = self._blocks(d, keys.n, coordinates, offsets)

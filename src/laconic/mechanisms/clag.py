@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,8 +14,8 @@ from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism, full_gradients_only
 from laconic.core.rows import norm2
 from laconic.core.state import Server, Worker
-from laconic.core.theory import Guarantee, Setting, Snapshot, Terms, estimates, known
-from laconic.mechanisms.ef21 import contraction, shift_error
+from laconic.core.theory import Guarantee, Setting, estimates, known
+from laconic.mechanisms.ef21 import contraction, three_point
 
 
 @dataclass
@@ -83,26 +82,7 @@ class CLAG(Mechanism):
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         full_gradients_only(self, estimator)
         a, beta = contraction(self, self.compressor, setting)
-        b, c = max(beta, self.trigger), setting.constants
-        smooth, plus = known(L=c.L, L_plus=c.L_plus)
+        c = setting.constants
+        (spread,) = known(L_plus=c.L_plus)
         leans = estimates(L=c.L, L_plus=c.L_plus, mu=c.mu)
-        if c.mu is None:
-            largest = 1.0 / (smooth + plus * math.sqrt(b / a))
-            return Guarantee(largest, self.source, assumes=("f and f_i smooth",), leans_on=leans)
-        mu = float(c.mu)
-        largest = min(1.0 / (smooth + plus * math.sqrt(2.0 * b / a)), a / (2.0 * mu))
-        used = largest if step is None else step
-
-        def lyapunov(snapshot: Snapshot) -> Terms:
-            return Terms(snapshot.gap, shift_error(snapshot) * (used / a))
-
-        return Guarantee(
-            largest,
-            self.source,
-            1.0 - used * mu,
-            lyapunov,
-            0.0,
-            1.0,
-            ("f and f_i smooth", "f strongly convex (or PL)"),
-            leans_on=leans,
-        )
+        return three_point(self.source, setting, spread, a, max(beta, self.trigger), step, leans)

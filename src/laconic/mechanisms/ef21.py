@@ -41,6 +41,30 @@ def shift_error(snapshot: Snapshot) -> Tensor:
     return norm2(snapshot.state.memory.shift - snapshot.oracles.gradients(snapshot.x))
 
 
+def three_point(
+    source: Source, setting: Setting, spread: float, a: float, b: float, step: float | None, leans: tuple[str, ...]
+) -> Guarantee:
+    """The theorem of three-point compressors with constants A and B; `spread` is L~ or L+ of the f_i.
+
+    Smooth f: step <= 1 / (L + spread sqrt(B / A)). Under PL: step <= min(1 / (L + spread sqrt(2 B / A)), A / (2 mu)),
+    and f - f* + (step / A) mean ||shift_i - grad f_i||^2 contracts by 1 - step mu.
+    """
+    c = setting.constants
+    (smooth,) = known(L=c.L)
+    if c.mu is None:
+        largest = 1.0 / (smooth + spread * math.sqrt(b / a))
+        return Guarantee(largest, source, assumes=("f and f_i smooth",), leans_on=leans)
+    mu = float(c.mu)
+    largest = min(1.0 / (smooth + spread * math.sqrt(2.0 * b / a)), a / (2.0 * mu))
+    used = largest if step is None else step
+
+    def lyapunov(snapshot: Snapshot) -> Terms:
+        return Terms(snapshot.gap, shift_error(snapshot) * (used / a))
+
+    assumes = ("f and f_i smooth", "f strongly convex (or PL)")
+    return Guarantee(largest, source, 1.0 - used * mu, lyapunov, 0.0, 1.0, assumes, leans_on=leans)
+
+
 @dataclass(frozen=True)
 class EF21(Mechanism):
     """Worker i sends c_i = C(v_i - g_i) and adds it to its shift g_i; the estimate is g = mean g_i.
@@ -89,28 +113,9 @@ class EF21(Mechanism):
         full_gradients_only(self, estimator)
         theta, beta = contraction(self, self.compressor, setting)
         c = setting.constants
-        smooth, mean_smooth = known(L=c.L, L_tilde=c.L_tilde)
+        (spread,) = known(L_tilde=c.L_tilde)
         leans = estimates(L=c.L, L_tilde=c.L_tilde, mu=c.mu)
-        if c.mu is None:
-            largest = 1.0 / (smooth + mean_smooth * math.sqrt(beta / theta))
-            return Guarantee(largest, self.source, assumes=("f and f_i smooth",), leans_on=leans)
-        mu = float(c.mu)
-        largest = min(1.0 / (smooth + mean_smooth * math.sqrt(2.0 * beta / theta)), theta / (2.0 * mu))
-        used = largest if step is None else step
-
-        def lyapunov(snapshot: Snapshot) -> Terms:
-            return Terms(snapshot.gap, shift_error(snapshot) * (used / theta))
-
-        return Guarantee(
-            largest,
-            self.source,
-            1.0 - used * mu,
-            lyapunov,
-            0.0,
-            1.0,
-            ("f and f_i smooth", "f strongly convex (or PL)"),
-            leans_on=leans,
-        )
+        return three_point(self.source, setting, spread, theta, beta, step, leans)
 
 
 @dataclass

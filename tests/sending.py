@@ -1,0 +1,27 @@
+"""What the tests of compressors share: keys, a trip through bytes, and vectors whose sums are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.core.compressor import Compressor
+from laconic.core.keys import Keys
+from laconic.core.message import Message
+
+
+def keys_of(n: int, step: int = 0) -> Keys:
+    return Keys(11, step, "/up0", np.arange(n), n)
+
+
+def send(compressor: Compressor, v: Tensor, keys: Keys) -> Tensor:
+    """What a receiver makes of the bytes of v (rows, *shape), dense."""
+    shape, sent = tuple(v.shape[1:]), compressor.compress(v, keys)
+    heard = Message.unpack(sent.pack(), sent.nbytes, compressor.schema(shape, v.dtype, keys))
+    return compressor.decode(heard, shape, v.dtype, keys).dense()
+
+
+def wholes(n: int, d: int, seed: int = 0) -> Tensor:
+    """Small whole numbers: sums of them are exact, so that identities can be equalities."""
+    return torch.from_numpy(np.random.default_rng(seed).integers(-9, 10, (n, d)).astype(float))
