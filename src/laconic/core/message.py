@@ -59,7 +59,7 @@ class Message:
             if known is not None:
                 total += known
             else:
-                slot.coding.measure(codes.numpy(), self.offsets[place], total)
+                slot.coding.measure(_patterns(codes), self.offsets[place], total)
         return total
 
     @property
@@ -82,7 +82,7 @@ class Message:
         buffer = zeros(int(ends[-1]) if self.rows else 0)
         cursor = 8 * (ends - self.nbytes)
         for slot, codes, offsets in zip(self.schema, self.codes, self.offsets, strict=True):
-            slot.coding.write(codes.numpy(), offsets, buffer, cursor)
+            slot.coding.write(_patterns(codes), offsets, buffer, cursor)
         return buffer
 
     @staticmethod
@@ -136,6 +136,13 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
+
+
+def _patterns(codes: Tensor) -> np.ndarray:
+    """Codes as NumPy integers; floats, bfloat16 among them, as their bit patterns."""
+    if codes.dtype.is_floating_point:
+        codes = codes.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[codes.element_size()])
+    return codes.numpy()
 
 
 def _as_dtype(raw: np.ndarray, dtype: torch.dtype) -> Tensor:

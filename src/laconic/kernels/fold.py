@@ -57,6 +57,10 @@ def _dots(low, high, a, b, out):
         out[r] = total
 
 
+def _fast(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float64, torch.float32)
+
+
 def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
@@ -65,7 +69,7 @@ def scatter_rows(
     indices: Tensor, values: Tensor, offsets: np.ndarray, rows: np.ndarray, scale: float, target: Tensor
 ) -> None:
     """target[rows[r], indices] += scale * values for every row r of a ragged batch; target is (local, d), in place."""
-    if target.device.type != "cpu":
+    if not _fast(target):
         lengths = torch.from_numpy(np.diff(offsets)).to(target.device)
         where = torch.repeat_interleave(torch.from_numpy(rows).to(target.device), lengths)
         target.index_put_((where, indices), scale * values, accumulate=True)
@@ -86,7 +90,7 @@ def scatter_rows(
 
 def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -> None:
     """target[indices[j]] += scale * values[j] for j in order; target is (d,), written in place."""
-    if target.device.type != "cpu":
+    if not _fast(target):
         target.index_put_((indices,), scale * values, accumulate=True)
         return
     ends, row = np.array([0, len(values)]), np.zeros(1, dtype=np.int64)
@@ -96,7 +100,7 @@ def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -
 
 def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:
     """target += scale * values[r] for r in order; values is (rows, d), target (d,), written in place."""
-    if target.device.type != "cpu":
+    if not _fast(target):
         for row in values:
             target.add_(scale * row)
         return
@@ -106,7 +110,7 @@ def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise dot products of two (rows, d) tensors, shape (rows,); a row's bits do not depend on its neighbours."""
-    if a.device.type != "cpu":
+    if not _fast(a):
         return dots_reference(a, b)
     out = torch.empty(a.shape[0], dtype=a.dtype)
     over_rows(_dots, a.shape[0], a.numel(), _numpy(a), _numpy(b), _numpy(out))

@@ -1,0 +1,21 @@
+"""The numbers that vectors are made of: which dtypes there are, and in which one their scales and sums are kept."""
+
+from __future__ import annotations
+
+import torch
+
+WIDE = {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that arithmetic on vectors of a dtype is done in, and that their norms and scales travel in.
+
+    Raises ValueError for a dtype that vectors cannot have.
+
+    >>> wide(torch.bfloat16)
+    torch.float32
+    """
+    if dtype not in WIDE:
+        names = ", ".join(str(known).removeprefix("torch.") for known in WIDE)
+        raise ValueError(f"a vector of {str(dtype).removeprefix('torch.')} : it must be one of {names}; convert it first")
+    return WIDE[dtype]
