@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.wire.bits import zeros
+from laconic.wire.bits import stream, zeros
 from laconic.wire.coding import Bits, Coding, Malformed, Subset
 
 TWO_LOG_PHI = 2 * math.log((1 + math.sqrt(5)) / 2)
@@ -72,11 +73,12 @@ def encode(coding: Coding, rows: list[list[int]], dtype: type = np.int64) -> lis
 
 
 def decode(coding: Coding, pieces: list[bytes], counts: list[int]) -> list[list[int]]:
-    """The rows back. Guard bytes of ones around the buffer would show a read past its ends."""
+    """The rows back. Ones in the room behind the bytes would show a read past their end."""
     lengths = np.array([len(piece) for piece in pieces])
     ends = 8 * np.cumsum(lengths)
-    guarded = np.frombuffer(b"\xff" * 8 + b"".join(pieces) + b"\xff" * 8, dtype=np.uint8)
-    buffer, cursor = guarded[8 : len(guarded) - 8], ends - 8 * lengths
+    data = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+    buffer, cursor = stream(data), ends - 8 * lengths
+    buffer[len(data) :] = 255
     offsets = np.cumsum([0, *counts])
     codes = coding.read(offsets, buffer, cursor, ends)
     assert (cursor <= ends).all() and (cursor > ends - 8).all() or not lengths.any()
@@ -100,6 +102,29 @@ def test_codes_of_equal_width_are_the_twins_and_come_back(case: tuple[int, list[
     assert decode(Bits(width), pieces, [len(row) for row in rows]) == rows
 
 
+@given(st.integers(1, 64), st.lists(st.integers(0, 200), min_size=1, max_size=3), st.integers(0, 7), st.data())
+def test_long_rows_in_pieces_are_what_they_are_in_one(
+    width: int, counts: list[int], start: int, data: st.DataObject
+) -> None:
+    """A span of 16 codes, so that pieces share bytes and words; a field that starts at any bit."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    size = data.draw(st.sampled_from([size for size in (1, 2, 4, 8) if 8 * size >= width]))
+    codes = rng.integers(0, 2**width, sum(counts), dtype=np.uint64, endpoint=width < 64).astype(f"u{size}")
+    codes &= np.array(2**width - 1, dtype=np.uint64).astype(codes.dtype)
+    offsets = np.cumsum([0, *counts])
+    lengths = -(-(start + width * np.diff(offsets)) // 8)
+    ends = np.cumsum(8 * lengths)
+    buffer, cursor = zeros(int(lengths.sum())), ends - 8 * lengths + start
+    with mock.patch("laconic.wire.bits.SPAN", 16):
+        moved = cursor.copy()
+        Bits(width).write(codes, offsets, buffer, moved)
+        assert np.array_equal(moved, cursor + width * np.diff(offsets))
+        assert np.array_equal(Bits(width).read(offsets, buffer, cursor.copy(), ends), codes)
+    rows = [codes[low:high].tolist() for low, high in itertools.pairwise(offsets)]
+    expected = b"".join(to_bytes("0" * start + twin_of_bits(row, width)) for row in rows)
+    assert buffer[: len(expected)].tobytes() == expected
+
+
 def test_a_vector_by_hand() -> None:
     # 5, 1, 6 in three bits, low bit first: 101 100 011 -> bits 10110001 1 -> bytes 0b10001101, 0b1
     assert encode(Bits(3), [[5, 1, 6]], np.uint64) == [bytes([0b10001101, 0b1])]
@@ -113,7 +138,7 @@ def test_floats_travel_as_their_own_bits(dtype: type) -> None:
     width = 8 * specials.itemsize
     buffer, cursor = zeros(specials.nbytes), np.zeros(1, dtype=np.int64)
     Bits(width).write(specials, np.array([0, len(specials)]), buffer, cursor)
-    assert buffer.tobytes() == specials.tobytes()
+    assert buffer[: specials.nbytes].tobytes() == specials.tobytes()
 
 
 @given(equal_width(), st.integers(1, 20))

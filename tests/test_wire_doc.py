@@ -29,11 +29,12 @@ def coded(coding: Coding, codes: np.ndarray) -> Vector:
     """The bits of one row that starts at byte 0, and back."""
     offsets, bits = np.array([0, len(codes)]), np.zeros(1, dtype=np.int64)
     coding.measure(codes, offsets, bits)
-    buffer, cursor = zeros(-(-int(bits[0]) // 8)), np.zeros(1, dtype=np.int64)
+    size = -(-int(bits[0]) // 8)
+    buffer, cursor = zeros(size), np.zeros(1, dtype=np.int64)
     coding.write(codes, offsets, buffer, cursor)
-    back = coding.read(offsets, buffer, np.zeros(1, dtype=np.int64), np.array([8 * len(buffer)]))
+    back = coding.read(offsets, buffer, np.zeros(1, dtype=np.int64), np.array([8 * size]))
     assert cursor[0] == bits[0] and back.tolist() == codes.tolist()
-    return {"bits": int(bits[0]), "bytes": buffer.tobytes().hex()}
+    return {"bits": int(bits[0]), "bytes": buffer[:size].tobytes().hex()}
 
 
 def keys(vector: Vector) -> Keys:

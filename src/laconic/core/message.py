@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.wire.bits import zeros
+from laconic.wire import bits
 from laconic.wire.coding import Coding, Malformed
 
 
@@ -79,11 +79,12 @@ class Message:
     def pack(self) -> np.ndarray:
         """The bytes of all rows one after another, uint8 of shape (nbytes.sum(),)."""
         ends = np.cumsum(self.nbytes)
-        buffer = zeros(int(ends[-1]) if self.rows else 0)
+        total = int(ends[-1]) if self.rows else 0
+        buffer = bits.zeros(total)
         cursor = 8 * (ends - self.nbytes)
         for slot, codes, offsets in zip(self.schema, self.codes, self.offsets, strict=True):
             slot.coding.write(_patterns(codes), offsets, buffer, cursor)
-        return buffer
+        return buffer[:total]
 
     @staticmethod
     def unpack(buffer: np.ndarray, lengths: np.ndarray, schema: Schema) -> Message:
@@ -95,11 +96,11 @@ class Message:
         if np.any(lengths < 0) or int(lengths.sum()) != len(buffer):
             raise Malformed(f"rows of {int(lengths.sum())} bytes in a buffer of {len(buffer)}")
         ends = 8 * np.cumsum(lengths)
-        cursor = ends - 8 * lengths
+        cursor, data = ends - 8 * lengths, bits.stream(buffer)
         codes: list[Tensor] = []
         for slot in schema:
             counts = _counts(slot, rows, codes)
-            raw = slot.coding.read(_offsets(counts), buffer, cursor, ends)
+            raw = slot.coding.read(_offsets(counts), data, cursor, ends)
             codes.append(_as_dtype(raw, slot.dtype))
         slack = ends - cursor
         if np.any((slack < 0) | (slack > 7)):
@@ -146,6 +147,6 @@ def _patterns(codes: Tensor) -> np.ndarray:
 
 
 def _as_dtype(raw: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Codes as read (64-bit words) in the dtype the compressor gave them: bit patterns, not values."""
-    unsigned = raw.view(np.uint64).astype(f"u{dtype.itemsize}", copy=False)
+    """Codes as read in the dtype the compressor gave them: bit patterns, not values."""
+    unsigned = raw.view(f"u{raw.itemsize}").astype(f"u{dtype.itemsize}", copy=False)
     return torch.from_numpy(unsigned.view(f"i{dtype.itemsize}")).view(dtype)

@@ -31,11 +31,11 @@ class Coding(ABC):
 
     @abstractmethod
     def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
-        """Appends the codes of each row at its cursor in a buffer (uint8) that holds zeros there."""
+        """Appends the codes of each row at its cursor in a stream (`bits.zeros`) that holds zeros there."""
 
     @abstractmethod
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The codes, uint64 or int64. Raises Malformed; never reads past `ends` (bits, per row)."""
+        """The codes, as unsigned integers or int64. Raises Malformed; never reads past `ends` (bits, per row)."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Bits(Coding):
         return counts * self.width
 
     def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
-        unsigned = codes.view(f"u{codes.dtype.itemsize}").astype(np.uint64, copy=False)
-        bits.put_fixed(unsigned, offsets, self.width, buffer, cursor)
+        bits.put_fixed(codes.view(f"u{codes.dtype.itemsize}"), offsets, self.width, buffer, cursor)
 
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
         if np.any(cursor + self.fixed(offsets[1:] - offsets[:-1]) > ends):
             raise Malformed(f"a field of {self.width}-bit codes is cut short")
-        out = np.empty(int(offsets[-1]), dtype=np.uint64)
+        size = next(size for size in (1, 2, 4, 8) if self.width <= 8 * size)
+        out = np.empty(int(offsets[-1]), dtype=f"u{size}")
         bits.get_fixed(offsets, self.width, buffer, cursor, out)
         return out
 
