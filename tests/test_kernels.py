@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from laconic.core import rows
 from laconic.core.keys import Keys
-from laconic.kernels import fold, natural
+from laconic.kernels import fold, natural, select_long
 from laconic.kernels.select import FEW, SAMPLE, largest, largest_reference
 from laconic.kernels.threads import over_rows
 
@@ -335,3 +336,50 @@ def test_solve_is_exact_on_a_diagonal_and_refuses_the_indefinite() -> None:
     assert rows.solve(diagonal, torch.tensor([2.0, 4.0], dtype=torch.float64)).tolist() == [0.5, 0.25]
     with pytest.raises(torch.linalg.LinAlgError):
         rows.solve(-diagonal, torch.ones(2, dtype=torch.float64))
+
+
+# ---- selection from one long vector ----------------------------------------------------------------------------------
+
+LONG_VECTORS = {
+    "gaussian": lambda rng, d: rng.standard_normal(d),
+    "all equal": lambda rng, d: np.full(d, -0.5),
+    "three values": lambda rng, d: rng.integers(-1, 2, d).astype(float),
+    "heavy tails": lambda rng, d: rng.standard_cauchy(d),
+    "ascending": lambda rng, d: np.arange(d, dtype=float),
+    "descending": lambda rng, d: -np.arange(d, 0, -1, dtype=float),
+    "one spike": lambda rng, d: np.eye(1, d, d // 3)[0],
+    "zeros": lambda rng, d: np.zeros(d),
+    "periodic": lambda rng, d: (np.arange(d) % 64 == 0) * rng.standard_normal(d),
+    "not finite": lambda rng, d: np.where(rng.random(d) < 1e-3, rng.choice([np.nan, np.inf, -np.inf], d), 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LONG_VECTORS)
+def test_selection_from_a_long_vector_is_the_reference(name: str, dtype: torch.dtype) -> None:
+    """Several spans, each of which may run out of room for its candidates; ties on both sides of every border."""
+    d = 2 * select_long.SPAN + 12345
+    v = torch.from_numpy(LONG_VECTORS[name](np.random.default_rng(3), d))[None].to(dtype)
+    order = largest_reference(v, d)
+    with mock.patch("laconic.kernels.select_long.LONG", 1):
+        for k in (1, 2, 131, d // 1000, d // 10, d // 2, d - 1, d):
+            positions, values = largest(v, k)
+            expected = largest_reference(v, k) if k < d else order
+            assert torch.equal(positions, expected[0])
+            assert bits_of(values) == bits_of(expected[1])
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-310, math.inf]), min_size=1, max_size=40), st.data())
+def test_selection_by_a_sample_that_misleads_is_exact(values: list[float], data: st.DataObject) -> None:
+    """Whatever bracket the sample gives, right or wrong."""
+    k = data.draw(st.integers(1, len(values)))
+    v = torch.tensor([values], dtype=torch.float64)
+    patterns = v[0].abs().numpy().view(np.uint64)
+    low, high = sorted(int(patterns[data.draw(st.integers(0, len(values) - 1))]) for _ in range(2))
+    with (
+        mock.patch("laconic.kernels.select_long.LONG", 1),
+        mock.patch("laconic.kernels.select_long._bracket", lambda patterns, mask, k: (low, high)),
+    ):
+        positions, kept = largest(v, k)
+    expected = largest_reference(v, k)
+    assert torch.equal(positions, expected[0]) and torch.equal(kept, expected[1])

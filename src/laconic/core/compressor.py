@@ -135,10 +135,12 @@ class Compressor(Entry, ABC):
     """Turns vectors into messages. A pure function of vectors and keys, unless `start` gives it a state.
 
     An author writes `schema`, `codes` and `decode`, and `claim` where there is one. `layout` is the wire in words.
+    `borrows` are the types of state that it takes from a link that lends one, instead of having one of its own there.
     """
 
     kind: ClassVar[str] = "compressor"
     layout: ClassVar[str]
+    borrows: ClassVar[tuple[type, ...]] = ()
 
     def claim(self, d: int, n: int) -> Claim | None:
         """What it promises for d coordinates and n workers; None promises nothing."""
@@ -159,6 +161,10 @@ class Compressor(Entry, ABC):
     @abstractmethod
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         """What the message means, from the message and what the receiver knows."""
+
+    def __or__(self, other: Compressor) -> Compressor:
+        """This compressor, with the values that it keeps sent by another one. Those that keep none as they are refuse."""
+        raise ValueError(f"{self} | {other} : what stands before | must be a sparsifier, which keeps some values as they are")
 
     def start(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Any:
         """The explicit state of the local rows (fields marked Worker), or None for a pure compressor."""

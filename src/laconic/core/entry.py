@@ -258,7 +258,7 @@ def spec_of(entry: Entry) -> str:
         if parameter.default is not dataclasses.MISSING and _same(value, parameter.default):
             keyword = True
             continue
-        text = spec_of(value) if isinstance(value, Entry) else repr(value)
+        text = str(value) if isinstance(value, Entry) else repr(value)
         nested = isinstance(value, Entry) and not keyword
         parts.append(text if nested else f"{parameter.name}={text}")
         keyword = keyword or not nested

@@ -18,15 +18,22 @@ from laconic.core.problem import Oracles
 class Probe:
     """Gradients on the same data as an estimate: `probe(x)` at another point, `probe.full(x)` on all data.
 
-    `at` is the point of the estimate, (*shape) or (local, *shape); both calls give (local, *shape).
+    `at` is the point of the estimate, (*shape) or (local, *shape); both calls give (local, *shape). `server`, to be
+    called where the server is, gives gradients (*shape) of its own function; None where an estimator knows none.
     """
 
     at: Tensor
     same: Callable[[Tensor], Tensor]
     full: Callable[[Tensor], Tensor]
+    server: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.same(x)
+
+
+def of_server(oracles: Oracles) -> Callable[[Tensor], Tensor]:
+    """Gradients of the server's own copy of worker 0's function at a point (*shape), made where they are asked for."""
+    return lambda x: oracles.server.gradients(x)[0]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,6 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     torch.float32
     """
     if dtype not in WIDE:
-        names = ", ".join(str(known).removeprefix("torch.") for known in WIDE)
-        raise ValueError(f"a vector of {str(dtype).removeprefix('torch.')} : it must be one of {names}; convert it first")
+        names = ", ".join(str(known) for known in WIDE)
+        raise ValueError(f"a vector of {dtype} : its dtype must be one of {names}; convert it first")
     return WIDE[dtype]

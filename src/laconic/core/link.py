@@ -68,6 +68,7 @@ class Link:
     def __init__(self, block: Block, seed: int = 0, holds_server: bool = True) -> None:
         self._root = _Root(block, seed, holds_server)
         self._path = ""
+        self._lent: Any = None
 
     @property
     def block(self) -> Block:
@@ -96,8 +97,18 @@ class Link:
 
     def scope(self, name: str) -> Link:
         """The same link, with randomness and compressor states addressed under a name."""
+        return self._view(f"{self._path}/{name}", self._lent)
+
+    def lending(self, state: Any) -> Link:
+        """The same link, where uplinks' compressors that borrow such a state (of all local rows) work with this one.
+
+        It stays the lender's: the link does not keep it, and drops what they make of it. Scopes of it lend it too.
+        """
+        return self._view(self._path, state)
+
+    def _view(self, path: str, lent: Any) -> Link:
         inner = Link.__new__(Link)
-        inner._root, inner._path = self._root, f"{self._path}/{name}"
+        inner._root, inner._path, inner._lent = self._root, path, lent
         return inner
 
     # ---- randomness -------------------------------------------------------------------------------------------
@@ -146,17 +157,17 @@ class Link:
         rows = np.arange(self.block.size) if who is None else who.rows
         if v.shape[0] != len(rows):
             raise ValueError(f"uplink of {v.shape[0]} rows for {len(rows)} speaking workers")
-        packet = self._pack(compressor or _EXACT, v, self.keys("up"), rows)
+        packet = self._pack(compressor or _EXACT, v, self.keys("up"), rows, self._lent)
         return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
 
-    def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray) -> Packet:
-        shape, everyone = tuple(v.shape[1:]), len(rows) == keys.rows
-        state = self._state(compressor, shape, v.dtype, keys)
+    def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray, lent: Any = None) -> Packet:
+        shape, everyone, borrowed = tuple(v.shape[1:]), len(rows) == keys.rows, isinstance(lent, compressor.borrows)
+        state = lent if borrowed else self._state(compressor, shape, v.dtype, keys)
         if not everyone:
             keys, state = keys.at(rows), take(state, rows)
         codes, state = compressor.advance(v, keys, state)
         message = Message(compressor.schema(shape, v.dtype, keys), codes, v.shape[0])
-        return Packet(compressor, message, keys, shape, v.dtype, rows, state=state)
+        return Packet(compressor, message, keys, shape, v.dtype, rows, state=None if borrowed else state)
 
     def _state(self, compressor: Compressor, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Any:
         """The compressor's state at an address, for all local rows: as it was left, as it was saved, or a first one."""

@@ -1,4 +1,4 @@
-"""Spec strings: "gd(ef21(topk(k=0.01)), step='4x')" to an object. The way back is `str(entry)`."""
+"""Spec strings: "gd(ef21(topk(k=0.01) | natural), step='4x')" to an object. The way back is `str(entry)`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 from laconic.core.entry import Entry, parameters
 from laconic.core.registry import catalogue
 
-GRAMMAR = "a name, or name(value, key=value, ...), a value being a number, quoted text, True, False, None or a spec"
+GRAMMAR = (
+    "a name, or name(value, key=value, ...), or two of these with | between them, a value being a number, quoted text,"
+    " True, False, None, a tuple of these or a spec"
+)
 
 
 def parse(text: str) -> Entry:
@@ -23,9 +26,12 @@ def parse(text: str) -> Entry:
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError(f"cannot read the spec {text!r}: it must be {GRAMMAR}") from None
-    value = _value(tree, text)
+    try:
+        value = _value(tree, text)
+    except RecursionError:
+        value = None
     if not isinstance(value, Entry):
         raise ValueError(f"cannot read the spec {text!r}: it must be {GRAMMAR}")
     return value
@@ -40,11 +46,24 @@ def _value(node: ast.expr, text: str) -> Any:
             raise ValueError(f"cannot read the spec {text!r}: * and ** have no meaning here")
         arguments = [_value(argument, text) for argument in node.args]
         return _build(node.func.id, arguments, [(str(key), _value(value, text)) for key, value in keywords], text)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _joined(_value(node.left, text), _value(node.right, text), text)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         piece = ast.get_source_segment(text.strip(), node) or text
         raise ValueError(f"cannot read {piece!r} in the spec {text!r}: it must be {GRAMMAR}") from None
+
+
+def _joined(left: Any, right: Any, text: str) -> Entry:
+    """`left | right`, which is what their classes say."""
+    try:
+        both = left | right if isinstance(left, Entry) and isinstance(right, Entry) else None
+    except TypeError:
+        both = None
+    if not isinstance(both, Entry):
+        raise ValueError(f"cannot read '{left} | {right}' in the spec {text!r}: | stands between two compressors")
+    return both
 
 
 def _build(name: str, arguments: list[Any], keywords: list[tuple[str, Any]], text: str) -> Entry:

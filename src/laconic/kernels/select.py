@@ -11,6 +11,7 @@ import torch
 from numba import uint64
 from torch import Tensor
 
+from laconic.kernels import memory, select_long
 from laconic.kernels.threads import over_rows
 
 DIGIT = 10  # bits per pass of the radix selection
@@ -160,11 +161,18 @@ def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Both are (rows, k), the positions int64.
     """
+    if v.device.type == "cpu" and v.dtype == torch.bfloat16:  # widened, magnitudes keep their order and their ties
+        positions, _ = largest(v.to(torch.float32), k)
+        return positions, v.gather(1, positions)
     if v.device.type != "cpu" or v.dtype not in (torch.float64, torch.float32):
         return largest_reference(v, k)
     rows = v.shape[0]
-    positions, values = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k, dtype=v.dtype)
+    positions, values = memory.empty((rows, k), torch.int64), memory.empty((rows, k), v.dtype)
     if k == 0 or rows == 0:
+        return positions, values
+    if v.shape[1] >= select_long.LONG:
+        for row, chosen, kept in zip(v, positions, values, strict=True):
+            select_long.largest(row.contiguous(), k, chosen, kept)
         return positions, values
     size = v.element_size()
     numbers = v.contiguous().numpy()
