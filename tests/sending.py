@@ -17,7 +17,7 @@ def keys_of(n: int, step: int = 0) -> Keys:
 
 def send(compressor: Compressor, v: Tensor, keys: Keys) -> Tensor:
     """What a receiver makes of the bytes of v (rows, *shape), dense."""
-    shape, sent = tuple(v.shape[1:]), compressor.compress(v, keys)
+    shape, sent = tuple(v.shape[1:]), compressor.message(v, keys)
     heard = Message.unpack(sent.pack(), sent.nbytes, compressor.schema(shape, v.dtype, keys))
     return compressor.decode(heard, shape, v.dtype, keys).dense()
 
@@ -25,3 +25,10 @@ def send(compressor: Compressor, v: Tensor, keys: Keys) -> Tensor:
 def wholes(n: int, d: int, seed: int = 0) -> Tensor:
     """Small whole numbers: sums of them are exact, so that identities can be equalities."""
     return torch.from_numpy(np.random.default_rng(seed).integers(-9, 10, (n, d)).astype(float))
+
+
+def uniforms(keys: Keys, d: int, dtype: torch.dtype) -> np.ndarray:
+    """The numbers in [0, 1) that kernels round with, (rows, d): 53 bits of a word, or of float32 the 32 of half a one."""
+    if dtype == torch.float64:
+        return keys.uniform(d).numpy()
+    return keys.words((d + 1) // 2).view(np.uint32)[:, :d] * 2.0**-32

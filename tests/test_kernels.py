@@ -133,19 +133,20 @@ def test_rounding_is_the_references(dtype: torch.dtype, data: st.DataObject) -> 
     values = data.draw(st.lists(FLOATS[dtype], min_size=size, max_size=size))
     v, keys = torch.tensor(values, dtype=dtype).view(-1, d), keys_of(workers)
     codes = natural.encode(v, keys.address, keys.workers)
-    assert torch.equal(codes, natural.encode_reference(v, keys.words(d)))
+    words = keys.words(d) if dtype == torch.float64 else keys.words((d + 1) // 2).view(np.uint32)[:, :d]
+    assert torch.equal(codes, natural.encode_reference(v, words))
     assert int(codes.numpy().view(np.uint16).max()) < 1 << natural.WIDTH[dtype]
 
 
-def all_words(mantissa: int) -> np.ndarray:
-    """Every value of the word's leading bits, which are all that the rounding looks at; the others are ones."""
-    return (np.arange(1 << mantissa, dtype=np.uint64) << np.uint64(64 - mantissa)) | np.uint64((1 << 64 - mantissa) - 1)
+def all_words() -> np.ndarray:
+    """Every value of the 23 leading bits, which are all that rounding a float32 looks at; the others are ones."""
+    return (np.arange(1 << 23, dtype=np.uint32) << np.uint32(9)) | np.uint32((1 << 9) - 1)
 
 
 @pytest.mark.parametrize("value", [4 / 3, -1.0, 1.75, -3e-39, 1e-45, 0.1, 0.0, 3.0e38 / 2])
 def test_the_law_is_exact_in_float32(value: float) -> None:
     """Over all 2^23 words: two neighbouring powers of two, the right frequencies, and the value itself as the mean."""
-    words = all_words(23)[:, None]
+    words = all_words()[:, None]
     v = torch.tensor([[value]], dtype=torch.float32)
     out = natural.decode(natural.encode_reference(v.expand(len(words), 1), words), torch.float32)[:, 0].double()
     x = float(v)
@@ -166,14 +167,14 @@ def test_four_thirds_is_the_worst_mantissa() -> None:
     assert (x - 1) * (2 - x) / x**2 == Fraction(1, 8)
     grid = [Fraction(j, 997) for j in range(997, 2 * 997)]
     assert max((y - 1) * (2 - y) / y**2 for y in grid) <= Fraction(1, 8)
-    words = all_words(23)[:, None]
+    words = all_words()[:, None]
     v = torch.tensor(4 / 3, dtype=torch.float32)
     out = natural.decode(natural.encode_reference(v.expand(len(words), 1), words), torch.float32).double()
     assert float(((out - float(v)) ** 2).mean()) / float(v) ** 2 == pytest.approx(0.125, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_float64_carries_at_the_right_word(dtype: torch.dtype) -> None:
+def test_mantissas_carry_at_the_right_word(dtype: torch.dtype) -> None:
     """The mantissa m carries exactly for the words w >= 2^mantissa - m in their leading bits."""
     mantissa = natural.MANTISSA[dtype]
     eps = torch.finfo(dtype).eps
@@ -182,7 +183,8 @@ def test_float64_carries_at_the_right_word(dtype: torch.dtype) -> None:
         for leading in {0, 1, (1 << mantissa) - m - 1, (1 << mantissa) - m, (1 << mantissa) - 1}:
             if not 0 <= leading < 1 << mantissa:
                 continue
-            words = np.array([[leading << (64 - mantissa)]], dtype=np.uint64)
+            size = dtype.itemsize
+            words = np.array([[leading << (8 * size - mantissa)]], dtype=f"u{size}")
             out = float(natural.decode(natural.encode_reference(v, words), dtype))
             assert out == (-2.0 if leading >= (1 << mantissa) - m else -1.0)
 
@@ -383,3 +385,14 @@ def test_selection_by_a_sample_that_misleads_is_exact(values: list[float], data:
         positions, kept = largest(v, k)
     expected = largest_reference(v, k)
     assert torch.equal(positions, expected[0]) and torch.equal(kept, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_finite_sees_every_place(dtype: torch.dtype, bad: float) -> None:
+    v = torch.full((2, 40_000), torch.finfo(dtype).max, dtype=dtype)
+    assert fold.finite(v) and fold.finite(v[:, ::2]) and fold.finite(v[:0])
+    for place in (0, 16_384, 39_999):
+        v[1, place] = bad
+        assert not fold.finite(v)
+        v[1, place] = -0.0

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from laconic.core.compressor import Dense
 from laconic.core.entry import Range
+from laconic.core.floats import wide
 from laconic.core.message import Message, Schema, Slot
 from laconic.kernels import dither
 from laconic.wire.coding import Bits
-
-DTYPES = (torch.float64, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Grid:
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype) -> Schema:
         """The scales, then the codes."""
         d = math.prod(shape)
-        scales = Slot(Bits(8 * dtype.itemsize), known(dtype), -(-d // self.size(d)))
+        scales = scale_slot(dtype, -(-d // self.size(d)))
         return scales, Slot(Bits(self.width), dither.code_dtype(self.levels), d)
 
     def signed(self) -> Tensor:
@@ -72,22 +71,18 @@ class Grid:
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, fractions: Tensor) -> Dense:
         """Scales times the fractions of the codes, float64 of shape (2^width,)."""
         d, rows = math.prod(shape), message.rows
-        places = message.codes[1].view(rows, d).to(torch.int64) & ((1 << self.width) - 1)
-        scales = message.codes[0].view(rows, -(-d // self.size(d))).to(torch.float64)
-        return Dense((spread(scales, self.size(d), d) * fractions[places]).to(dtype).view(rows, *shape))
+        codes, scales = message.codes[1].view(rows, d), message.codes[0].view(rows, -(-d // self.size(d)))
+        return Dense(dither.expand(codes, scales, self.size(d), fractions, dtype).view(rows, *shape))
 
 
-def known(dtype: torch.dtype) -> torch.dtype:
-    """The dtype. Raises ValueError where quantisers do not work on it."""
-    if dtype not in DTYPES:
-        raise ValueError(f"quantisers work on float64 and float32, not on {dtype}; convert the vectors first")
-    return dtype
+def scale_slot(dtype: torch.dtype, count: int) -> Slot:
+    """The field of that many scales of vectors of a dtype, in the width that scales travel in."""
+    return Slot(Bits(8 * wide(dtype).itemsize), wide(dtype), count)
 
 
 def flat(v: Tensor) -> Tensor:
-    """v (rows, *shape) as (rows, d), contiguous."""
-    known(v.dtype)
-    return v.reshape(v.shape[0], math.prod(v.shape[1:])).contiguous()
+    """v (rows, *shape) as (rows, d), contiguous, in the dtype that arithmetic is done in."""
+    return v.reshape(v.shape[0], math.prod(v.shape[1:])).to(wide(v.dtype)).contiguous()
 
 
 def spread(scales: Tensor, size: int, d: int) -> Tensor:
@@ -106,8 +101,8 @@ def euclidean(v: Tensor, size: int) -> Tensor:
     No smaller than the largest magnitude after rounding and no larger than the largest finite number, so that
     rounding to levels stays unbiased for every finite vector.
     """
-    most, _, squares = dither.measure(v, size).unbind(-1)
-    norm = (most * squares.sqrt()).clamp(max=torch.finfo(v.dtype).max)
+    most, unit, _, squares = dither.measure(v, size).unbind(-1)
+    norm = (unit * squares.sqrt()).clamp(max=torch.finfo(v.dtype).max)
     return torch.maximum(norm, most).to(v.dtype)
 
 

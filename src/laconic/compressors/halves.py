@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.compressors._levels import flat, known
+from laconic.compressors._levels import flat
 from laconic.core.compressor import Compressor, Contractive, Decoded, Dense
 from laconic.core.entry import Source
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.wire.coding import Bits
 
 
 def _schema(shape: tuple[int, ...], dtype: torch.dtype) -> Schema:
-    known(dtype)
+    wide(dtype)
     return (Slot(Bits(16), torch.int16, math.prod(shape)),)
 
 

@@ -71,7 +71,7 @@ class Induced(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         first, second = _streams(keys)
-        message = self.biased.compress(v, first)
+        message = self.biased.message(v, first)
         kept = self.biased.decode(message, tuple(v.shape[1:]), v.dtype, first).dense()
         return *message.codes, *self.unbiased.codes(v - kept, second)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from laconic.compressors._levels import flat
 from laconic.core.compressor import Compressor, Decoded, Dense, Unbiased
 from laconic.core.entry import Source
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.kernels import natural
@@ -31,7 +33,7 @@ class Natural(Compressor):
     name = "natural"
     aliases = ("cnat",)
     example = "natural"
-    layout = "sign and exponent of every value: 12 bits for float64, 9 bits for float32"
+    layout = "sign and exponent of every value: 12 bits for float64, 9 bits for float32 and bfloat16"
     source = Source(
         "Horvath, Ho, Horvath, Sahu, Canini, Richtarik",
         2019,
@@ -46,13 +48,10 @@ class Natural(Compressor):
         return natural.WIDTH[torch.float64] / 64
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        if dtype not in natural.WIDTH:
-            raise ValueError(f"natural works on float64 and float32, not on {dtype}; convert the vectors first")
-        return (Slot(Bits(natural.WIDTH[dtype]), torch.int16, math.prod(shape)),)
+        return (Slot(Bits(natural.WIDTH[wide(dtype)]), torch.int16, math.prod(shape)),)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
-        return (natural.encode(flat, keys.address, keys.workers).view(-1),)
+        return (natural.encode(flat(v), keys.address, keys.workers).view(-1),)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        return Dense(natural.decode(message.codes[0], dtype).view(message.rows, *shape))
+        return Dense(natural.decode(message.codes[0], wide(dtype)).to(dtype).view(message.rows, *shape))

@@ -9,9 +9,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from laconic.compressors._levels import euclidean, flat, known
+from laconic.compressors._levels import euclidean, flat, scale_slot
 from laconic.core.compressor import Compressor, Contractive, Decoded, Dense, Unbiased
 from laconic.core.entry import Count, Source
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.kernels import dither
@@ -22,7 +23,7 @@ _BIT = "a bit per coordinate: 1 for minus"
 
 def _schema(shape: tuple[int, ...], dtype: torch.dtype) -> Schema:
     """A scale, then the signs."""
-    return Slot(Bits(8 * dtype.itemsize), known(dtype), 1), Slot(Bits(1), torch.uint8, math.prod(shape))
+    return scale_slot(dtype, 1), Slot(Bits(1), torch.uint8, math.prod(shape))
 
 
 def _negative(rows: Tensor) -> Tensor:
@@ -30,14 +31,17 @@ def _negative(rows: Tensor) -> Tensor:
     return (~(rows >= 0)).to(torch.uint8).view(-1)
 
 
-def _decode(message: Message, shape: tuple[int, ...]) -> Dense:
-    scales, bits = message.codes[0].view(-1, 1), message.codes[1].view(message.rows, math.prod(shape))
-    return Dense(torch.where(bits == 0, scales, -scales).view(message.rows, *shape))
+def _decode(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Dense:
+    """Plus or minus the scale of each row."""
+    rows, d = len(scales), math.prod(shape)
+    plus_minus = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    values = dither.expand(codes.view(rows, d), scales.view(rows, 1), max(1, d), plus_minus, dtype)
+    return Dense(values.view(rows, *shape))
 
 
 @dataclass(frozen=True)
 class Sign(Compressor):
-    """The sign of every coordinate, +1 or -1, with sign(0) = +1; a vector of zeros alone arrives as zeros.
+    """The sign of every coordinate, +1 or -1, with sign(0) = +1, so that zeros arrive as ones.
 
     Claims nothing: without a scale it is neither unbiased nor contractive. With different data on the workers its
     average need not lead to the minimiser. `scaled_sign` is contractive.
@@ -48,7 +52,7 @@ class Sign(Compressor):
 
     name = "sign"
     example = "sign"
-    layout = f"a bit that says whether any coordinate is not zero, then {_BIT}"
+    layout = _BIT
     source = Source(
         "Bernstein, Wang, Azizzadenesheli, Anandkumar",
         2018,
@@ -57,19 +61,16 @@ class Sign(Compressor):
     )
 
     def share(self, d: int, n: int) -> float:
-        return (d + 1) / (64 * d)
+        return 1 / 64
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        return Slot(Bits(1), torch.uint8, 1), Slot(Bits(1), torch.uint8, math.prod(shape))
+        return (Slot(Bits(1), torch.uint8, math.prod(shape)),)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        rows = flat(v)
-        return (rows != 0).any(dim=1).to(torch.uint8), _negative(rows)
+        return (_negative(flat(v)),)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        known(dtype)
-        some = message.codes[0].to(dtype)
-        return _decode(Message(message.schema, (some, message.codes[1]), message.rows), shape)
+        return _decode(message.codes[0], torch.ones(message.rows, dtype=wide(dtype)), shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,11 @@ class ScaledSign(Compressor):
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rows = flat(v)
         d = max(1, rows.shape[1])
-        most, total, _ = dither.measure(rows, d).unbind(-1)
-        return (most * (total / d)).to(v.dtype).view(-1), _negative(rows)
+        most, unit, total, _ = dither.measure(rows, d).unbind(-1)
+        return torch.where(most.isnan(), most, unit * (total / d)).to(rows.dtype).view(-1), _negative(rows)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        return _decode(message, shape)
+        return _decode(message.codes[1], message.codes[0], shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class StochasticSign(Compressor):
         return norms, (~plus).to(torch.uint8).view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        return _decode(message, shape)
+        return _decode(message.codes[1], message.codes[0], shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -195,17 +196,17 @@ class OneBit(Compressor):
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         d = math.prod(shape)
-        return Slot(Bits(8 * dtype.itemsize), known(dtype), 2 * self._used(d)), Slot(Bits(1), torch.uint8, d)
+        return scale_slot(dtype, 2 * self._used(d)), Slot(Bits(1), torch.uint8, d)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rows = flat(v)
-        return dither.means(rows, self._used(rows.shape[1])).to(v.dtype).view(-1), _negative(rows)
+        return dither.means(rows, self._used(rows.shape[1])).to(rows.dtype).view(-1), _negative(rows)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         d = math.prod(shape)
         places = 2 * (torch.arange(d) % self._used(d)) + message.codes[1].view(message.rows, d).to(torch.int64)
         means = message.codes[0].view(message.rows, 2 * self._used(d))
-        return Dense(means.gather(1, places).view(message.rows, *shape))
+        return Dense(means.gather(1, places).to(dtype).view(message.rows, *shape))
 
     def _used(self, d: int) -> int:
         return max(1, min(self.columns, d))

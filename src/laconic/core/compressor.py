@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from laconic.core.entry import Entry
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.kernels import fold
@@ -163,8 +164,10 @@ class Compressor(Entry, ABC):
         """What the message means, from the message and what the receiver knows."""
 
     def __or__(self, other: Compressor) -> Compressor:
-        """This compressor, with the values that it keeps sent by another one. Those that keep none as they are refuse."""
-        raise ValueError(f"{self} | {other} : what stands before | must be a sparsifier, which keeps some values as they are")
+        """This compressor, with the values that it keeps sent by another one. Those that keep no values refuse."""
+        raise ValueError(
+            f"{self} | {other} : what stands before | must be a sparsifier, which keeps some of the values"
+        )
 
     def start(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Any:
         """The explicit state of the local rows (fields marked Worker), or None for a pure compressor."""
@@ -174,9 +177,31 @@ class Compressor(Entry, ABC):
         """Codes and the next state. The link keeps the state, and only once the message has arrived."""
         return self.codes(v, keys), state
 
-    def compress(self, v: Tensor, keys: Keys) -> Message:
+    def message(self, v: Tensor, keys: Keys) -> Message:
         """The message of v (rows, *shape), one row per address in `keys`, for a compressor without a state."""
         return Message(self.schema(tuple(v.shape[1:]), v.dtype, keys), self.codes(v, keys), v.shape[0])
+
+    def compress(self, v: Tensor, keys: Keys) -> Message:
+        """`message` of vectors that are looked at first.
+
+        Raises ValueError for NaN and infinities, for vectors that are not on the CPU or have a dtype that vectors
+        cannot have, and where there are not as many rows as addresses.
+        """
+        refuse(v, keys)
+        return self.message(v, keys)
+
+
+def refuse(v: Tensor, keys: Keys) -> None:
+    """Raises ValueError, one line, for what no compressor takes."""
+    wide(v.dtype)
+    if v.device.type != "cpu":
+        raise ValueError(f"a vector on {v.device} : it must be on the cpu; give v.cpu()")
+    if v.dim() == 0 or v.shape[0] != keys.rows:
+        raise ValueError(f"vectors of shape {tuple(v.shape)} for {keys.rows} addresses : the first axis is the workers")
+    if not fold.finite(v):
+        row, *place = torch.nonzero(~v.isfinite())[0].tolist()
+        value, worker = float(v[(row, *place)]), keys.workers[row]
+        raise ValueError(f"{value} at {tuple(place)} of worker {worker}'s vector : every number must be finite")
 
 
 class Exact(Compressor):

@@ -11,6 +11,7 @@ import numpy as np
 from numba import uint32, uint64
 
 ROUNDS = 10
+BUFFER = 1 << 12  # 32-bit words that kernels draw at a time
 
 
 @numba.njit(inline="always")
@@ -60,15 +61,27 @@ def below(address, worker, position, bound):
 
 
 @numba.njit(cache=True, nogil=True)
+def halves(address, worker, block, out):
+    """The 32-bit words of the counters block, block + 1, ..., four each: the 64-bit words' lower halves come first.
+
+    out is uint32 of a length that four divides. Written so that compilers make vector instructions of it.
+    """
+    for j in range(len(out) // 4):
+        a, b, c, d = philox4x32(uint32(block + j), uint32(worker), address[2], address[3], address[0], address[1])
+        out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3] = a, b, c, d
+
+
+@numba.njit(cache=True, nogil=True)
 def fill(low, high, address, workers, out):
     """out[row, position] = word(address, workers[row], position)."""
     count = out.shape[1]
+    buffer = np.empty(BUFFER, np.uint32)
+    words = buffer.view(np.uint64)
     for row in range(low, high):
-        for block in range((count + 1) // 2):
-            first, second = word_pair(address, workers[row], block)
-            out[row, 2 * block] = first
-            if 2 * block + 1 < count:
-                out[row, 2 * block + 1] = second
+        for begin in range(0, count, BUFFER // 2):
+            size = min(BUFFER // 2, count - begin)
+            halves(address, workers[row], begin // 2, buffer[: (size + 1) // 2 * 4])
+            out[row, begin : begin + size] = words[:size]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -6,10 +6,13 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+import numba
 import torch
 
 SMALL = 1 << 16  # elements of work under which waking a thread costs more than it saves
 SHARES = 3  # pieces per thread: whoever is awake takes the next one
+
+SPAN = 1 << 14  # coordinates of a piece of a row, where rows are shared by threads
 
 Kernel = Callable[..., object]
 
@@ -77,3 +80,16 @@ def over_rows(kernel: Kernel, rows: int, work: int, *arguments: object) -> None:
     job.finished.acquire()
     if job.failure is not None:
         raise job.failure
+
+
+@numba.njit(inline="always")
+def span(piece, d):
+    """The row, first and last coordinate (exclusive) of a piece of rows of d coordinates, in `over_spans`."""
+    spans = (d + SPAN - 1) // SPAN
+    begin = piece % spans * SPAN
+    return piece // spans, begin, min(begin + SPAN, d)
+
+
+def over_spans(kernel: Kernel, rows: int, d: int, *arguments: object) -> None:
+    """As `over_rows`, with `kernel(low, high, ...)` for pieces of at most SPAN coordinates of rows of d of them."""
+    over_rows(kernel, rows * -(-d // SPAN), 8 * rows * d, *arguments)
