@@ -28,7 +28,7 @@ def wholes(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def uniforms(keys: Keys, d: int, dtype: torch.dtype) -> np.ndarray:
-    """The numbers in [0, 1) that kernels round with, (rows, d): 53 bits of a word, or of float32 the 32 of half a one."""
+    """What kernels round with, in [0, 1), (rows, d): 53 bits of a word, or for float32 the 32 of half a word."""
     if dtype == torch.float64:
         return keys.uniform(d).numpy()
     return keys.words((d + 1) // 2).view(np.uint32)[:, :d] * 2.0**-32

@@ -96,7 +96,7 @@ def _uniform(x, pattern, levels, u):
 
 @numba.njit(inline="always")
 def _power(x, pattern, levels, u):
-    """The level of |x| = `x` <= 1 among 0, 2^(1-s), ..., 1/2, 1, from its bit pattern: x = (1 + mantissa) 2^exponent."""
+    """The level of |x| = `x` <= 1 among 0, 2^(1-s), ..., 1/2, 1, from its pattern: x = (1 + mantissa) 2^exponent."""
     exponent = np.int32(pattern >> uint64(52)) - np.int32(1023)
     mantissa = (pattern & uint64((1 << 52) - 1)) * 2.0**-52
     inside = exponent > -levels  # at or above the least level over zero
@@ -108,7 +108,7 @@ def _power(x, pattern, levels, u):
 def _draw(rule, low, high, v, scales, size, levels, address, workers, out):
     """Coordinate j uses the worker's j-th word of the width of a number."""
     buffer, ratios = np.empty(BUFFER, np.uint32), np.empty(BUFFER, np.float64)
-    words, patterns = buffer.view(uint64), ratios.view(uint64)
+    words, patterns = buffer.view(np.uint64), ratios.view(np.uint64)
     for piece in range(low, high):
         row, begin, end = span(piece, v.shape[1])
         start = begin
