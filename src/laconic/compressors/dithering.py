@@ -205,15 +205,16 @@ class LinfDithering(Compressor):
 class NaturalDithering(Compressor):
     """Rounds |x_j| / ||x|| at random to one of the two nearest of 0, 2^(1-s), ..., 1/2, 1, without bias.
 
-    Claim: unbiased with omega = 1/8 + a min(1, a), a = sqrt(d) 2^(1-s) (Horvath et al.; not tight),
-    independent over workers and coordinates. A zero vector arrives as zero, one that is not finite as NaN.
+    Claim: that of `exponential_dithering` with base 2, a = sqrt(d) 2^(1-s): unbiased with omega = a - 1 if a >= 9/4
+    (attained where all magnitudes are equal), else 1/8 + 2 a^2 / 9; sqrt(d) - 1 if s = 1. Derived; sharper than the
+    1/8 + a min(1, a) of Horvath et al. Independent over workers and coordinates. A zero vector arrives as zero, one that is not finite as NaN.
 
     Parameters
     ----------
     levels : s, levels of a magnitude above zero; 2 s + 1 codes.
 
-    >>> NaturalDithering(levels=3).claim(d=4, n=3)
-    Unbiased(omega=0.375)
+    >>> NaturalDithering(levels=2).claim(d=9, n=3)
+    Unbiased(omega=0.625)
     """
 
     levels: Annotated[int, Levels(127)] = 7
@@ -225,7 +226,7 @@ class NaturalDithering(Compressor):
 
     def claim(self, d: int, n: int) -> Unbiased:
         a = math.sqrt(d) * 2.0 ** (1 - self.levels)
-        return Unbiased(0.125 + a * min(1.0, a))
+        return Unbiased(a - 1.0 if self.levels == 1 or a >= 2.25 else 0.125 + 2.0 * a * a / 9.0)
 
     def share(self, d: int, n: int) -> float:
         return Grid(self.levels).share(d)
@@ -246,5 +247,5 @@ def _round(
     """The norms of the blocks, and the codes that a rule of `laconic.kernels.dither` draws over them."""
     rows = flat(v)
     size = grid.size(rows.shape[1])
-    scales = norm(rows, size)
+    scales = norm(rows, size).clamp(max=torch.finfo(v.dtype).max)  # a norm may be too large for bfloat16
     return scales.view(-1), rule(rows, scales, size, grid.levels, keys.address, keys.workers).view(-1)

@@ -26,11 +26,6 @@ def _schema(shape: tuple[int, ...], dtype: torch.dtype) -> Schema:
     return scale_slot(dtype, 1), Slot(Bits(1), torch.uint8, math.prod(shape))
 
 
-def _negative(rows: Tensor) -> Tensor:
-    """The bits of rows (rows, d), uint8, flat: 0 for plus, which zeros count as (of either sign), 1 for minus."""
-    return (~(rows >= 0)).to(torch.uint8).view(-1)
-
-
 def _decode(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Dense:
     """Plus or minus the scale of each row."""
     rows, d = len(scales), math.prod(shape)
@@ -67,7 +62,7 @@ class Sign(Compressor):
         return (Slot(Bits(1), torch.uint8, math.prod(shape)),)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        return (_negative(flat(v)),)
+        return (dither.minus(flat(v)).view(-1),)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         return _decode(message.codes[0], torch.ones(message.rows, dtype=wide(dtype)), shape, dtype)
@@ -109,7 +104,7 @@ class ScaledSign(Compressor):
         rows = flat(v)
         d = max(1, rows.shape[1])
         most, unit, total, _ = dither.measure(rows, d).unbind(-1)
-        return torch.where(most.isnan(), most, unit * (total / d)).to(rows.dtype).view(-1), _negative(rows)
+        return torch.where(most.isnan(), most, unit * (total / d)).to(rows.dtype).view(-1), dither.minus(rows).view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         return _decode(message.codes[1], message.codes[0], shape, dtype)
@@ -146,7 +141,7 @@ class StochasticSign(Compressor):
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rows = flat(v)
         d = rows.shape[1]
-        norms = euclidean(rows, max(1, d)).view(-1)
+        norms = euclidean(rows, max(1, d)).view(-1).clamp(max=torch.finfo(v.dtype).max)
         scales = torch.where(norms > 0, norms, 1).to(torch.float64)
         plus = keys.uniform(d) < 0.5 + 0.5 * (rows / scales[:, None])
         return norms, (~plus).to(torch.uint8).view(-1)
@@ -200,7 +195,7 @@ class OneBit(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rows = flat(v)
-        return dither.means(rows, self._used(rows.shape[1])).to(rows.dtype).view(-1), _negative(rows)
+        return dither.means(rows, self._used(rows.shape[1])).to(rows.dtype).view(-1), dither.minus(rows).view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         d = math.prod(shape)

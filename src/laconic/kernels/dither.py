@@ -202,6 +202,22 @@ def expand(codes: Tensor, scales: Tensor, size: int, table: Tensor, dtype: torch
 
 
 @numba.njit(cache=True, nogil=True)
+def _minus(low, high, v, out):
+    for piece in range(low, high):
+        row, begin, end = span(piece, v.shape[1])
+        here, there = v[row, begin:end], out[row, begin:end]
+        for j in range(end - begin):
+            there[j] = not here[j] >= 0
+
+
+def minus(v: Tensor) -> Tensor:
+    """Codes of the signs of v (rows, d), uint8: 0 for plus, which zeros of either sign count as, 1 for minus."""
+    out = memory.empty(tuple(v.shape), torch.uint8)
+    over_spans(_minus, *v.shape, v.contiguous().numpy(), out.numpy())
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def _means(low, high, v, columns, counts, out):
     """Running means: they stay between the values, so nothing overflows."""
     d = v.shape[1]
