@@ -14,7 +14,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 help:
 	@echo "make demo        set up, compare the methods on real data, write $(RUN)/report.html"
 	@echo "make test        set up, then linters, type checker and tests"
-	@echo "make check-full  the same with the slow tests and more generated examples"
+	@echo "make check-full  the same with the slow tests, more generated examples and the whole check of every compressor"
 	@echo "make bench       the benchmarks"
 	@echo "make setup       set up only"
 	@echo "make clean       remove what these commands made"
@@ -47,6 +47,7 @@ test: lint
 
 check-full: lint
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/laconic check --whole
 
 bench: setup
 	@for file in benchmarks/[a-z]*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

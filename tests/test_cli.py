@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import laconic
 from laconic import cli
+from laconic.checks import Failure, Verdict
 from laconic.core.entry import Source
 from laconic.core.registry import Broken, Catalogue, catalogue
 from laconic.lab import describe
@@ -100,6 +101,51 @@ def test_bibtex_is_what_a_bibliography_takes():
     assert "arXiv:2106.05203" in text and text.count("{") == text.count("}")
 
 
+@pytest.mark.parametrize("kind", describe.KINDS)
+def test_list_takes_a_kind_in_the_singular_and_the_plural(kind):
+    assert call("list", kind, "--json") == call("list", f"{kind}s", "--json")
+
+
+def test_list_compressors_says_what_each_takes_claims_and_sends():
+    found = {entry["name"]: entry for entry in json.loads(call("list", "compressors", "--json"))["entries"]}
+    assert set(found) == {cls.name for cls in catalogue().of_kind("compressor")}
+    for entry in found.values():
+        assert {"name", "aliases", "kind", "example", "parameters", "claim", "layout", "source"} <= set(entry)
+        assert entry["layout"] and entry["claim"]["promise"] and entry["claim"]["d"] == 1000
+        assert all(one["allowed"] for one in entry["parameters"])
+    (k,) = found["topk"]["parameters"]
+    assert k == {"name": "k", "allowed": "a fraction in (0, 1] or a count >= 1", "default": None}
+    assert "0.05" in found["topk"]["claim"]["promise"] and found["topk"]["aliases"] == ["top"]
+
+
+# ---- check -------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_line_for_each():
+    lines = call("check", "topk(k=0.25)", "identity").splitlines()
+    assert len(lines) == 2 and lines[0].startswith("topk(k=0.25)   alpha 0.25 claimed, 0.25 worst measured   ok (")
+    assert lines[1].split()[:3] == ["identity", "omega", "0"]
+    document = json.loads(call("check", "identity", "--json"))
+    assert [one["compressor"] for one in document] == ["identity"] and document[0]["passed"]
+    assert document[0]["constants"][0]["measured"] == 0.0 and document[0]["failures"] == []
+
+
+def test_check_without_a_spec_takes_all_and_fails_with_the_lines(monkeypatch):
+    asked = []
+
+    def refuses(spec, quick):
+        asked.append((spec, quick))
+        failures = (Failure("sizes", "[7] bytes"),) if spec == "natural" else ()
+        return Verdict(spec, (), failures, ("sizes",), 0.1)
+
+    monkeypatch.setattr(cli, "check_compressor", refuses)
+    result = CliRunner().invoke(cli.app, ["check", "--whole"])
+    assert result.exit_code == 1
+    assert len(asked) == len(catalogue().of_kind("compressor")) and not any(quick for _, quick in asked)
+    assert "    sizes: [7] bytes" in result.stdout.splitlines()
+    assert CliRunner().invoke(cli.app, ["check", "identity"]).exit_code == 0
+
+
 # ---- run ---------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +215,9 @@ def test_resume_needs_nothing_but_the_directory(tmp_path):
     [
         (["list", "thing"], "no kind called 'thing'"),
         (["show", "topkk"], "did you mean 'topk'"),
+        (["check", "topkk"], "did you mean 'topk'"),
+        (["check", "topk(k=0)"], "k must be a fraction in (0, 1] or a count >= 1"),
+        (["check", "ef21(topk(k=1))"], "only compressors can be checked"),
         (["run"], "give --problem"),
         (["run", "--problem", QUADRATIC], "give --method"),
         (["run", "--problem", "logistik", "--method", "gd"], "did you mean 'logistic'"),

@@ -75,10 +75,25 @@ class Pair(Toy):
     third: Toy = dataclasses.field(default_factory=Leaf)
 
 
+@dataclass(frozen=True)
+class Joined(Toy):
+    """What `|` makes of toys, written as it was."""
+
+    name: ClassVar[str] = "join"
+    first: Toy = Leaf()
+    second: Toy = Leaf()
+
+    def __or__(self, other: Toy) -> Joined:
+        return Joined(self, other)
+
+    def __str__(self) -> str:
+        return "join" if self == Joined() else f"{self.first} | {self.second}"
+
+
 @contextlib.contextmanager
 def toys() -> Iterator[None]:
     """Spec strings name the toys only."""
-    classes: dict[str, type[Entry]] = {cls.name: cls for cls in (Leaf, Wrap, Pair)}
+    classes: dict[str, type[Entry]] = {cls.name: cls for cls in (Leaf, Wrap, Pair, Joined)}
     names = {label: cls.name for cls in classes.values() for label in (cls.name, *cls.aliases)}
     with mock.patch("laconic.core.spec.catalogue", lambda: Catalogue(classes, names, ())):
         yield
@@ -153,6 +168,23 @@ def test_the_text_is_short(entry: Toy, text: str) -> None:
     assert str(entry) == text
 
 
+def test_an_operator_is_what_the_entries_say_it_is() -> None:
+    """Python's own precedence and brackets; in any place where a spec may stand."""
+    join, leaf = Joined(), Leaf(k=2)
+    both = join | leaf
+    for text, entry in [
+        ("join | leaf(k=2)", both),
+        ("join|leaf(k=2)|join", both | join),
+        ("join | (join | leaf(k=2))", Joined(join, both)),
+        ("wrap(join | leaf(k=2), times=2)", Wrap(both, 2)),
+        ("pair(leaf, weight=1.0, second=join | leaf(k=2))", Pair(Leaf(), 1.0, both)),
+    ]:
+        with toys():
+            assert parse(text) == entry
+    assert str(Wrap(both, 2)) == "wrap(join | leaf(k=2), times=2)"
+    assert str(Pair(Leaf(), 1.0, both)) == "pair(leaf, weight=1.0, second=join | leaf(k=2))"
+
+
 def test_deep_nesting() -> None:
     entry: Toy = Leaf()
     for _ in range(60):
@@ -161,6 +193,8 @@ def test_deep_nesting() -> None:
         assert parse(str(entry)) == entry
         with pytest.raises(ValueError, match="cannot read"):
             parse("wrap(" * 5000 + "leaf" + ")" * 5000)
+        with pytest.raises(ValueError, match="cannot read"):
+            parse("join" + " | leaf" * 5000)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +215,10 @@ def test_deep_nesting() -> None:
         ("3", "cannot read the spec '3': it must be a name"),
         ("leaf.k", "cannot read 'leaf.k' in the spec 'leaf.k'"),
         ("leaf; leaf", "cannot read the spec"),
+        ("leaf | leaf", "cannot read 'leaf | leaf' in the spec 'leaf | leaf': | stands between two compressors"),
+        ("wrap(1 | leaf)", "cannot read '1 | leaf' in the spec 'wrap(1 | leaf)': | stands between two compressors"),
+        ("wrap(join | 2)", "cannot read 'join | 2' in the spec 'wrap(join | 2)': | stands between two compressors"),
+        ("leaf |", "cannot read the spec 'leaf |': it must be a name, or name(value, key=value, ...), or two of these"),
         ("leaf(k=1 + leaf)", "cannot read '1 + leaf' in the spec"),
         ("leaf(note=__import__('os').name)", "cannot read \"__import__('os').name\" in the spec"),
         ("wrap(leaf, times=1, times=2)", "wrap(times=...) : 'times' is given twice in 'wrap(leaf, times=1, times=2)'"),
@@ -273,6 +311,7 @@ ENTRIES = [cls for _, cls in sorted(catalogue().entries.items())]
 CATALOGUE = [pytest.param(cls, id=cls.name) for cls in ENTRIES]
 EXPECTED = {
     "compressor": "identity topk randk permk natural",
+    "domain": "simplex cube",
     "estimator": "full sgd lsvrg",
     "mechanism": "direct ef14 ef21 ef21_bc ef21_sgdm diana marina clag powersgd",
     "method": "gd nesterov proxskip sliding svrp fednl fednl_pp",
@@ -283,6 +322,10 @@ SPECS = [
     "logistic(data='w8a', l2=1e-3, workers=142, intercept=True, split='shuffled')",
     "quadratic(d=1000, workers=10, noise=0.8)",
     "ef21(topk(k=0.05))",
+    "topk(k=0.01) | natural",
+    "ef21_sgdm(topk(k=0.01) | natural)",
+    "gd(ef21(topk(k=0.1) | randk(k=0.5) | natural), step='4x')",
+    "ef21(per_tensor(topk(k=0.1) | natural, sizes=(784, 10)))",
     "diana(natural)",
     "marina(permk)",
     "proxskip",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from by_hand import Course, equal, hand, problem_of, start
+from laconic.core.estimator import Probe
 from laconic.core.link import Link
 from laconic.core.problem import Block
 from laconic.core.registry import catalogue
@@ -364,13 +365,18 @@ def test_ef21s_step_on_the_counterexample_is_the_sheets() -> None:
 
 # ---- what every mechanism of the catalogue keeps ---------------------------------------------------------------------
 
+# the gradients of ||x||^2 / 2 on three workers, for mechanisms that ask
+PROBE = Probe(
+    torch.ones(5, 8, dtype=torch.float64), lambda x: x.expand(3, 5, 8), lambda x: x.expand(3, 5, 8), torch.clone
+)
+
 
 @pytest.mark.parametrize("spec", MECHANISMS)
 def test_memories_are_plain_states_that_say_who_holds_what(spec: str) -> None:
     mechanism: Any = parse(spec)
     mechanism = mechanism.settled(hand(n=3, d=40))
     runtime, v = Local(3), torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5, 8)))
-    ((estimate, memory),) = runtime.drive(mechanism.init(v, runtime.links[0]))
+    ((estimate, memory),) = runtime.drive(mechanism.init(v, runtime.links[0], PROBE))
     assert estimate.shape == (5, 8) and estimate.dtype == v.dtype
     for leaf in flatten(memory).values():
         assert leaf.placement is not Placement.WORKER or leaf.tensor.shape[0] == 3
@@ -379,7 +385,7 @@ def test_memories_are_plain_states_that_say_who_holds_what(spec: str) -> None:
         assert all(not (leaf.tensor == 7.0).any() for leaf in flatten(memory).values())  # v is the caller's to reuse
         runtime.links[0].begin(step)
         v = torch.from_numpy(np.random.default_rng(step).standard_normal((3, 5, 8)))
-        ((estimate, memory),) = runtime.drive(mechanism.exchange(v, memory, runtime.links[0]))
+        ((estimate, memory),) = runtime.drive(mechanism.exchange(v, memory, runtime.links[0], PROBE))
         v.fill_(7.0)
 
 
@@ -389,7 +395,7 @@ def test_zero_vectors_give_a_zero_estimate(spec: str) -> None:
     mechanism = mechanism.settled(hand(n=3, d=40))
     link, zero = Link(Block.whole(3)), torch.zeros(3, 5, 8, dtype=torch.float64)
     runtime = Local(3)
-    estimate, memory = runtime.drive(mechanism.init(zero, runtime.links[0]))[0]
+    estimate, memory = runtime.drive(mechanism.init(zero, runtime.links[0], PROBE))[0]
     assert not estimate.any()
-    assert not runtime.drive(mechanism.exchange(zero, memory, runtime.links[0]))[0][0].any()
+    assert not runtime.drive(mechanism.exchange(zero, memory, runtime.links[0], PROBE))[0][0].any()
     assert link.n == 3

@@ -139,9 +139,9 @@ def test_damaged_bytes_raise_malformed_or_mean_something(
     schema, d = compressor.schema(tuple(v.shape[1:]), v.dtype, keys), v[0].numel()
     try:
         back = Message.unpack(buffer, message.nbytes, schema)
+        decoded = compressor.decode(back, tuple(v.shape[1:]), v.dtype, keys)
     except Malformed:
         return
-    decoded = compressor.decode(back, tuple(v.shape[1:]), v.dtype, keys)
     if isinstance(decoded, Sparse):
         for low, high in itertools.pairwise(decoded.offsets):
             indices = decoded.indices[low:high].tolist()

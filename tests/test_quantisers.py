@@ -382,6 +382,20 @@ def test_bf16_attains_its_claim() -> None:
     assert error == pytest.approx(1 - BFloat16().claim(5, 1).alpha, rel=1e-9)
 
 
+@pytest.mark.parametrize("exponent", [-1074, -1022, -200, 130, 1000, 1023])
+def test_bf16_keeps_its_claim_over_all_of_float64(exponent: int) -> None:
+    """Beyond float32's range, whose exponents bfloat16 has; the exponent is sent."""
+    x = np.array([1.0, 1 + 2.0**-8, -0.3, 1e-3, 0.0]) if exponent > -1000 else np.array([1.0, -1.0, 3.0])
+    v = torch.from_numpy(np.ldexp(x, exponent))[None]
+    out = send(BFloat16(), v, keys_of(1))
+    assert out.isfinite().all()
+    largest = float(v.abs().max())
+    error, square = float((((out - v) / largest) ** 2).sum()), float(((v / largest) ** 2).sum())
+    assert error <= (1 - BFloat16().claim(5, 1).alpha) * square
+    most = torch.tensor([[torch.finfo(torch.float64).max, -1.0]], dtype=torch.float64)
+    assert send(BFloat16(), most, keys_of(1)).tolist() == [[torch.finfo(torch.float64).max, 0.0]]
+
+
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 SIZES = [  # bits of d = 11 coordinates of w bits
@@ -399,7 +413,7 @@ SIZES = [  # bits of d = 11 coordinates of w bits
     (Int8(4), lambda w: 3 * w + 8 * 11),
     (Int4(11), lambda w: w + 4 * 11),
     (Float16(), lambda w: 16 * 11),
-    (BFloat16(), lambda w: 16 * 11),
+    (BFloat16(), lambda w: 16 * 11 + (16 if w == 64 else 0)),
 ]
 
 

@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from laconic.compressors import drive
+from laconic.compressors import _rotation
 from laconic.compressors.drive import Drive
 from laconic.compressors.induced import Induced
 from laconic.compressors.mean_of import MeanOf
@@ -44,7 +44,7 @@ def keys_of(n: int, step: int = 0) -> Keys:
 
 def send(compressor: Compressor, v: Tensor, keys: Keys) -> Tensor:
     """What arrives of v (rows, *shape) after it was bytes, dense."""
-    shape, message = tuple(v.shape[1:]), compressor.compress(v, keys)
+    shape, message = tuple(v.shape[1:]), compressor.message(v, keys)
     heard = Message.unpack(message.pack(), message.nbytes, compressor.schema(shape, v.dtype, keys))
     return compressor.decode(heard, shape, v.dtype, keys).dense()
 
@@ -438,8 +438,8 @@ def by_hand(v: np.ndarray, signs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8])
 def test_drive_contracts_by_a_half_over_all_signs(monkeypatch: pytest.MonkeyPatch, d: int) -> None:
     p = 1 << (d - 1).bit_length()
-    signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=p)), dtype=F64)
-    monkeypatch.setattr(drive, "_signs", lambda keys, count: signs[torch.from_numpy(keys.workers)])
+    signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=p)), dtype=F64).flip(1)
+    monkeypatch.setattr(_rotation, "words", lambda keys, count: keys.workers.astype(np.uint64)[:, None])
     claim = Drive().claim(d, 1)
     assert claim == Contractive(1.0 if d == 1 else 0.5)
     for v in (*nasty(d), torch.eye(d, dtype=F64)[0] + torch.eye(d, dtype=F64)[-1], wholes(d)):
@@ -476,10 +476,3 @@ def test_drive_is_a_bit_per_coordinate_and_survives_large_and_small_numbers(dtyp
         out = send(Drive(), v, keys_of(2))
         assert out.isfinite().all() and float((out.to(F64) - v).abs().max()) <= 3 * size
     assert not send(Drive(), torch.zeros(2, 6, dtype=dtype), keys_of(2)).any()
-
-
-def test_the_signs_of_drive_are_bits_of_the_workers_words() -> None:
-    keys = keys_of(3)
-    signs, words = drive._signs(keys, 100), keys.words(2)
-    for row, j in itertools.product(range(3), range(100)):
-        assert float(signs[row, j]) == (-1.0 if (int(words[row, j // 64]) >> (j % 64)) & 1 else 1.0)

@@ -12,7 +12,7 @@ from laconic.core.registry import catalogue
 from laconic.core.spec import parse
 from training_jobs import MANY_BUCKETS
 
-REFUSED = {"ef14_inside", "marina"}  # they need the step, and full gradients
+REFUSED = {"ef14_inside", "marina", "local_importance", "server_importance"}  # the step, full gradients, a probe
 
 
 def accepted() -> list[str]:

@@ -20,6 +20,7 @@ from laconic.core.registry import catalogue
 from laconic.core.spec import example, parse
 from laconic.wire.bits import zeros
 from laconic.wire.coding import Bits, Coding, Subset
+from laconic.wire.levels import Levels
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "wire.md").read_text(encoding="utf-8")
 Vector = dict[str, Any]
@@ -70,6 +71,7 @@ def message(vector: Vector) -> Vector:
 RECOMPUTE: dict[str, Callable[[Vector], Vector]] = {
     "bits": lambda v: coded(Bits(v["width"]), np.array(v["codes"])),
     "subset": lambda v: coded(Subset(v["size"]), np.array(v["indices"])),
+    "levels": lambda v: coded(Levels(v["size"]), np.repeat(*np.array(v["runs"]).T)),
     "key": key,
     "words": lambda v: {"words": [f"{word:016x}" for word in keys(v).words(v["count"])[0].tolist()]},
     "uniform": lambda v: {"numbers": keys(v).uniform(v["count"])[0].tolist()},

@@ -1,4 +1,4 @@
-"""The command line: `laconic list | show | run | report`, a thin shell over `laconic.lab`."""
+"""The command line: `laconic list | show | run | report | check | bench`, thin over `lab`, `checks` and `bench`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from laconic.checks import Verdict, compressor_of
+from laconic.checks import check as check_compressor
+from laconic.lab import bench as measurements
 from laconic.lab import describe
 from laconic.lab.plan import DEFAULT_ROUNDS, Network, read_file
 from laconic.lab.report import report as write_report
@@ -64,7 +67,9 @@ def _print_json(document: Any) -> None:
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="problem, method, mechanism, compressor or estimator.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="problem, method, mechanism, compressor, estimator or domain.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List what can be named in a spec, and what cannot be imported, with the reason."""
@@ -244,3 +249,85 @@ def report(
     console.print(f"{written.page}", soft_wrap=True)
     for file in written.files:
         console.print(f"{file}", style="dim", soft_wrap=True)
+
+
+@app.command()
+def check(
+    specs: Annotated[
+        list[str] | None, typer.Argument(metavar="[SPEC]...", help="Compressors (default: all, by their example).")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick/--whole", help="About a second for each, or about three.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Check compressors: sizes, exact decoding, claims, purity and edges. Exit code 1 where one fails."""
+    chosen = specs or [entry["example"] for entry in describe.listing("compressor")["entries"]]
+    for spec in chosen:
+        compressor_of(spec)  # a wrong one is said before anything is checked
+    console = _console()
+    verdicts = []
+    for spec in chosen:
+        verdicts.append(verdict := check_compressor(spec, quick))
+        if not as_json:
+            _print_verdict(console, verdict, max(map(len, chosen)))
+    if as_json:
+        _print_json([verdict.record() for verdict in verdicts])
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _print_verdict(console: Console, verdict: Verdict, width: int) -> None:
+    """As soon as it is known: the whole list takes minutes."""
+    measured = "; ".join(map(str, verdict.constants)) or "nothing is claimed"
+    colour = "green" if verdict.passed else "red"
+    line = f"{escape(verdict.compressor.ljust(width))}   {measured}   [{colour}]{verdict.outcome()}[/{colour}]"
+    console.print(line, soft_wrap=True)
+    for failure in verdict.failures:
+        console.print(f"    [red]{escape(str(failure))}[/red]", soft_wrap=True)
+
+
+bench = typer.Typer(help="How fast things are, beside plain torch in the same run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("compressors")
+def bench_compressors(
+    d: Annotated[int, typer.Option(min=1, help="Coordinates (float32) of the vector that is timed.")] = (
+        measurements.RESNET50
+    ),
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions; medians are reported.")] = 9,
+    specs: Annotated[
+        list[str] | None, typer.Option("--size-of", metavar="SPEC", help="Compressors to size (default: all).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Speeds in copies of the vector and beside plain torch; sizes of messages beside claims."""
+    chosen = specs or [entry["example"] for entry in describe.listing("compressor")["entries"]]
+    for spec in chosen:
+        compressor_of(spec)
+    speeds = list(measurements.speeds(d, repeats))
+    memory = measurements.peak_memory(d)
+    sizes = [measurements.size_of(spec) for spec in chosen]
+    if as_json:
+        print(measurements.as_json(speeds, sizes, memory, d))
+        return
+    console = _console()
+    table = Table("what", "ms", "copies", "times plain torch's speed", "plain torch", "first call, s", box=None)
+    for line in speeds:
+        gain = f"{line.gain:.1f}" if line.torch else ""
+        table.add_row(
+            escape(line.what), f"{1e3 * line.seconds:.1f}", f"{line.copies:.1f}", gain, escape(line.torch),
+            f"{line.first:.2f}",
+        )  # fmt: skip
+    console.print(f"Speed: d = {d:,} float32, {measurements.machine()['threads']} threads, {repeats} repetitions")
+    console.print(table)
+    console.print(f"Memory: topk 1% takes {memory:.2f} times the vector beyond its warm inputs")
+    table = Table("compressor", "claim", "1 + omega or 1 / alpha", "beta", "bits each", "ms there", "ms back", box=None)
+    for size in sizes:
+        needed = "" if size.needed != size.needed else f"{size.needed:.4g}"
+        table.add_row(
+            escape(size.spec), size.claim, needed, f"{size.saving:.1f}", f"{size.bits:.3f}",
+            f"{1e3 * size.compress:.1f}", f"{1e3 * size.decode:.1f}",
+        )  # fmt: skip
+    console.print(f"\nSize: a Gaussian vector of {measurements.SIZES:,} float32 (a square matrix), 10 workers;")
+    console.print("beta = bytes of the vector / bytes of the message")
+    console.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from laconic.core.compressor import Compressor, as_unbiased
+from laconic.core.compressor import AB, Claim, Compressor, Contractive, Unbiased, as_contractive, as_joint, as_unbiased
 from laconic.core.entry import Entry
 from laconic.core.message import CountIn, Message, Schema, Slot
 
@@ -48,3 +48,14 @@ def take_unbiased(owner: Entry, field: str) -> None:
     compressor = getattr(owner, field)
     if as_unbiased(compressor.claim(1, 1)) is None:
         raise ValueError(f"{type(owner).__name__}({field}={compressor}) : {field} must be unbiased, as `natural` is")
+
+
+def worst(claims: Sequence[Claim | None], n: int) -> Claim | None:
+    """What holds of a compressor on several vectors at once, of n workers, if these are its claims on each of them."""
+    if claims and all(isinstance(claim, Unbiased) for claim in claims):
+        return Unbiased(max(as_unbiased(claim) or 0.0 for claim in claims))
+    joint = [known for known in (as_joint(claim, n) for claim in claims) if known is not None]
+    if claims and len(joint) == len(claims):
+        return AB(max(one.A for one in joint), min(one.B for one in joint), max(one.omega for one in joint))
+    alphas = [alpha for alpha in map(as_contractive, claims) if alpha is not None]
+    return Contractive(min(alphas)) if claims and len(alphas) == len(claims) else None

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, Contractive, Decoded, Sparse
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Source
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -17,7 +18,7 @@ from laconic.wire.coding import Bits, Subset
 
 
 @dataclass(frozen=True)
-class AdaptiveRandom(Compressor):
+class AdaptiveRandom(Sparsifier):
     """C(x) = x_j e_j, with coordinate j drawn by each worker for itself with probability |x_j| / ||x||_1.
 
     Claim: contractive with alpha = 1 / d (Beznosikov et al.), attained where all magnitudes are equal; exactly,
@@ -40,6 +41,9 @@ class AdaptiveRandom(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return 1.0 / d
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(1, 2)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         return Slot(Subset(math.prod(shape)), torch.int64, 1), Slot(Bits(8 * dtype.itemsize), dtype, 1)

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import AB, Compressor, Decoded, Sparse, Unbiased
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import AB, Decoded, Sparse, Unbiased
 from laconic.core.entry import Interval, Source
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.wire.coding import Bits
 
 
-class Masked(Compressor):
+class Masked(Sparsifier):
     """Q(x)_j = x_j / p where the mask that both ends draw has a one, 0 elsewhere."""
 
     p: float
@@ -30,6 +31,9 @@ class Masked(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return self.p
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(d + 1)
 
     @abstractmethod
     def mask(self, d: int, keys: Keys) -> Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors.composition import Sparsifier
 from laconic.compressors.topk import TopK
-from laconic.core.compressor import Compressor, Contractive, Decoded, Sparse
+from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Amount, Count, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -20,7 +21,7 @@ from laconic.wire.coding import Bits, Subset
 
 
 @dataclass(frozen=True)
-class BlockTopK(Compressor):
+class BlockTopK(Sparsifier):
     """TopK inside each block of consecutive coordinates, ties to the lower index.
 
     The last block may be shorter; it keeps k as well, or all it has. A block fits a cache, so that selection reads the
@@ -55,6 +56,9 @@ class BlockTopK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return self._total(d) / d
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(self._total(d), self._total(d) + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         d = math.prod(shape)

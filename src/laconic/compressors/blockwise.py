@@ -9,11 +9,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from laconic.compressors._levels import Grid, flat, largest, spread, uniform_fractions
+from laconic.compressors._levels import Grid, flat, uniform_fractions
 from laconic.core.compressor import Compressor, Contractive, Decoded
 from laconic.core.entry import Count, Source
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema
+from laconic.kernels import nearest
 
 _SOURCE = Source(
     "Dettmers, Lewis, Shleifer, Zettlemoyer", 2021, "8-bit optimizers via block-wise quantization", "2110.02861"
@@ -28,12 +29,9 @@ def _claim(grid: Grid, d: int) -> Contractive:
 
 def _codes(v: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     rows = flat(v)
-    d = rows.shape[1]
-    size = grid.size(d)
-    scales = largest(rows, size)
-    ratios = rows / spread(torch.where(scales > 0, scales, 1), size, d)  # s / m would overflow for a denormal m
-    levels = torch.round(grid.levels * ratios).nan_to_num(0.0, 0.0, 0.0).to(torch.int16)
-    return scales.view(-1), (2 * levels.abs() - (levels < 0).to(torch.int16)).to(torch.uint8).view(-1)
+    size = grid.size(rows.shape[1])
+    scales = nearest.largest(rows, size)
+    return scales.view(-1), nearest.levels(rows, scales, size, grid.levels).view(-1)
 
 
 class _AbsMax(Compressor):

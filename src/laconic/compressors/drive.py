@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors._rotation import Rotation, narrowed
 from laconic.core.compressor import Compressor, Contractive, Decoded, Dense
 from laconic.core.entry import Source
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.core.rows import dot
-from laconic.kernels.hadamard import transform
 from laconic.wire.coding import Bits
 
 
@@ -51,35 +51,20 @@ class Drive(Compressor):
         return Contractive(0.5 if d > 1 else 1.0)
 
     def share(self, d: int, n: int) -> float:
-        return (64 + _padded(d)) / (64 * d)
+        return (64 + Rotation(d).size) / (64 * d)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        return Slot(Bits(8 * dtype.itemsize), dtype, 1), Slot(Bits(1), torch.uint8, _padded(math.prod(shape)))
+        scale = wide(dtype)
+        return Slot(Bits(8 * scale.itemsize), scale, 1), Slot(Bits(1), torch.uint8, Rotation(math.prod(shape)).size)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        d = math.prod(v.shape[1:])
-        rotated = torch.zeros(v.shape[0], _padded(d), dtype=torch.float64)
-        rotated[:, :d] = v.reshape(v.shape[0], d)
-        rotated *= _signs(keys, rotated.shape[1]) / rotated.shape[1]  # by p and not its root: exact, and no overflow
-        transform(rotated)
+        rotated = Rotation(math.prod(v.shape[1:])).shrunk(v, keys)
         negative = rotated < 0
-        scale = dot(rotated.abs_(), torch.full_like(rotated, 1.0 / rotated.shape[1]))
-        return scale.to(v.dtype), negative.to(torch.uint8).view(-1)
+        scale = dot(rotated.abs_(), torch.full_like(rotated, 1.0 / max(1, rotated.shape[1])))
+        return scale.to(wide(v.dtype)), negative.to(torch.uint8).view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        d = math.prod(shape)
-        values = 1.0 - 2.0 * message.codes[1].view(message.rows, _padded(d)).to(torch.float64)
-        transform(values)
-        values *= _signs(keys, values.shape[1]) * message.codes[0].to(torch.float64)[:, None]
-        return Dense(values[:, :d].to(dtype).reshape(message.rows, *shape))
-
-
-def _padded(d: int) -> int:
-    return 1 << max(0, d - 1).bit_length()
-
-
-def _signs(keys: Keys, count: int) -> Tensor:
-    """The diagonal of D, float64 of shape (rows, count): j is minus where bit j mod 64 of word floor(j / 64) is one."""
-    words = keys.words(-(-count // 64)).astype("<u8", copy=False)
-    bits = np.unpackbits(words.view(np.uint8), axis=1, count=count, bitorder="little")
-    return torch.from_numpy(bits).to(torch.float64).mul_(-2.0).add_(1.0)
+        rotation = Rotation(math.prod(shape))
+        signs = 1.0 - 2.0 * message.codes[1].view(message.rows, rotation.size).to(torch.float64)
+        values = rotation.restored(signs, keys) * message.codes[0].to(torch.float64)[:, None]
+        return Dense(narrowed(values, dtype).reshape(message.rows, *shape))

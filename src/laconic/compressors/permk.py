@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import AB, Compressor, Decoded, Sparse
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import AB, Decoded, Sparse
 from laconic.core.entry import Source
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -18,7 +19,7 @@ from laconic.wire.coding import Bits
 
 
 @dataclass(frozen=True)
-class PermK(Compressor):
+class PermK(Sparsifier):
     """Every round a shared random permutation deals the d coordinates to the n workers; each sends its own, scaled.
 
     d >= n: blocks of floor(d/n) or ceil(d/n) coordinates, Q_i(x) = n x on block i; which worker gets which block is
@@ -54,6 +55,9 @@ class PermK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return max(1.0 / n, 1.0 / d)
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(d // n, -(-d // n) + 1) if d >= n else range(1, 2)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         _, offsets = self.owned(math.prod(shape), keys)

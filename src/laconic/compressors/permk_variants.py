@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors.composition import Sparsifier
 from laconic.compressors.permk import PermK
-from laconic.core.compressor import AB, Compressor, Decoded, Sparse
+from laconic.core.compressor import AB, Decoded, Sparse
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.wire.coding import Bits
 
 
-class Partition(Compressor):
+class Partition(Sparsifier):
     """Q_i(x) = n x on worker i's part of a random partition, 0 elsewhere.
 
     Every coordinate belongs to one worker, to each with probability 1/n. So the mean's coordinate j is that of a
@@ -33,6 +34,9 @@ class Partition(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return 1.0 / n
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(d + 1)
 
     @abstractmethod
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +74,9 @@ class PermKBlocks(Partition):
 
     name = "permk_blocks"
     example = "permk_blocks"
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(d // n, -(-d // n) + 1)
 
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         shuffled = keys.shared.scope("workers").permutations(keys.n)[0]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import AB, Compressor, Decoded, Sparse, Unbiased
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import AB, Decoded, Sparse, Unbiased
 from laconic.core.entry import Amount, Source, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -39,7 +40,7 @@ def _sparse(message: Message, support: np.ndarray, shape: tuple[int, ...]) -> Sp
 
 
 @dataclass(frozen=True)
-class RandK(Compressor):
+class RandK(Sparsifier):
     """Q(x) = (d / k) x_S with S a uniform k-subset, drawn by each worker for itself.
 
     Claim: unbiased with omega = d / k - 1 (exact for every x), independent over workers. Sampling is without
@@ -67,6 +68,10 @@ class RandK(Compressor):
     def share(self, d: int, n: int) -> float:
         return amount(self.k, d) / d
 
+    def numbers(self, d: int, n: int) -> range:
+        k = amount(self.k, d)
+        return range(k, k + 1)
+
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         return _schema(self.k, shape, dtype)
 
@@ -81,7 +86,7 @@ class RandK(Compressor):
 
 
 @dataclass(frozen=True)
-class SharedRandK(Compressor):
+class SharedRandK(Sparsifier):
     """RandK with one support for all workers, drawn from the shared seed.
 
     Claim: unbiased with omega = d / k - 1, and jointly A = 0, B = -omega: it compresses the mean itself, so the error
@@ -108,6 +113,10 @@ class SharedRandK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return amount(self.k, d) / d
+
+    def numbers(self, d: int, n: int) -> range:
+        k = amount(self.k, d)
+        return range(k, k + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         return _schema(self.k, shape, dtype)

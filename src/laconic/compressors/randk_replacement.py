@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors.composition import Sparsifier
 from laconic.compressors.randk import RandK
-from laconic.core.compressor import Compressor, Decoded, Sparse, Unbiased
+from laconic.core.compressor import Decoded, Sparse, Unbiased
 from laconic.core.entry import Amount, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -19,7 +20,7 @@ from laconic.wire.coding import Bits
 
 
 @dataclass(frozen=True)
-class RandKReplacement(Compressor):
+class RandKReplacement(Sparsifier):
     """Q(x) = (d / k) sum of x_j e_j over k independent uniform draws j, made by each worker for itself.
 
     Claim: unbiased with omega = (d - 1) / k (exact for every x), independent over workers (derived). RandK without
@@ -46,6 +47,9 @@ class RandKReplacement(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return 1.0 - (1.0 - 1.0 / d) ** self._draws(d)
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(1, min(self._draws(d), d) + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         _, _, offsets = self._drawn(math.prod(shape), keys)

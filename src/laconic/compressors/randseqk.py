@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, Decoded, Sparse, Unbiased
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import Decoded, Sparse, Unbiased
 from laconic.core.entry import Amount, Source, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -18,7 +19,7 @@ from laconic.wire.coding import Bits
 
 
 @dataclass(frozen=True)
-class RandSeqK(Compressor):
+class RandSeqK(Sparsifier):
     """Q(x) = (d / k) x_S with S = {s, ..., s + k - 1} modulo d and s uniform in 0..d-1, of each worker for itself.
 
     Claim: unbiased with omega = d / k - 1, exact for every x: a coordinate is in S with probability k / d, as with
@@ -49,6 +50,10 @@ class RandSeqK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return amount(self.k, d) / d
+
+    def numbers(self, d: int, n: int) -> range:
+        k = amount(self.k, d)
+        return range(k, k + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         return (Slot(Bits(8 * dtype.itemsize), dtype, amount(self.k, math.prod(shape))),)

@@ -10,7 +10,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, Contractive, Decoded, Sparse
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Interval, Source
 from laconic.core.keys import Keys
 from laconic.core.message import CountIn, Message, Schema, Slot
@@ -18,7 +19,7 @@ from laconic.kernels import fold
 from laconic.wire.coding import Bits, Subset
 
 
-class Thresholded(Compressor):
+class Thresholded(Sparsifier):
     """Sends the coordinates that are large enough, as many as there are: `share` is an upper bound."""
 
     layout = (
@@ -31,6 +32,9 @@ class Thresholded(Compressor):
         "Rethinking gradient sparsification as total error minimization",
         "2108.00951",
     )
+
+    def numbers(self, d: int, n: int) -> range:
+        return range(d + 1)
 
     @abstractmethod
     def mask(self, flat: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, Contractive, Decoded, Sparse
+from laconic.compressors.composition import Sparsifier
+from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Amount, Source, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -19,7 +20,7 @@ from laconic.wire.coding import Bits, Subset
 
 
 @dataclass(frozen=True)
-class TopK(Compressor):
+class TopK(Sparsifier):
     """Keeps the k coordinates of largest magnitude, ties to the lower index.
 
     Claim: contractive with alpha = k / d, attained where all magnitudes are equal. Biased: averaged over workers
@@ -51,6 +52,10 @@ class TopK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return amount(self.k, d) / d
+
+    def numbers(self, d: int, n: int) -> range:
+        k = amount(self.k, d)
+        return range(k, k + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         d = math.prod(shape)

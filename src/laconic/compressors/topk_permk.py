@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors.composition import Sparsifier
 from laconic.compressors.permk import PermK
-from laconic.core.compressor import Compressor, Contractive, Decoded, Sparse
+from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Amount, Interval, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -23,7 +24,7 @@ _DEAL = PermK()
 
 
 @dataclass(frozen=True)
-class TopKPermK(Compressor):
+class TopKPermK(Sparsifier):
     """C_i(x) = T_k(a P_i x), where P_i keeps the coordinates that PermK deals to worker i and T_k is TopK.
 
     The mask P_i is not scaled by n. k is clamped to the block, of floor(d/n) or ceil(d/n) coordinates, or of one if
@@ -61,6 +62,14 @@ class TopKPermK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return min(amount(self.k, d), max(d / n, 1.0)) / d
+
+    @property
+    def factor(self) -> float:
+        return float(self.scale)
+
+    def numbers(self, d: int, n: int) -> range:
+        kept = [min(amount(self.k, d), size) for size in _sizes(d, n)]
+        return range(kept[0], kept[-1] + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         d = math.prod(shape)

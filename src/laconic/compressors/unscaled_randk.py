@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors.composition import Sparsifier
 from laconic.compressors.randk import RandK
-from laconic.core.compressor import Compressor, Contractive, Decoded, Sparse
+from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Amount, Source, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -19,7 +20,7 @@ from laconic.wire.coding import Bits
 
 
 @dataclass(frozen=True)
-class UnscaledRandK(Compressor):
+class UnscaledRandK(Sparsifier):
     """C(x) = x_S with S a uniform k-subset, drawn by each worker for itself.
 
     Claim: contractive with alpha = k / d, exact for every x (Beznosikov et al.). It is RandK without the factor d / k:
@@ -47,6 +48,10 @@ class UnscaledRandK(Compressor):
 
     def share(self, d: int, n: int) -> float:
         return amount(self.k, d) / d
+
+    def numbers(self, d: int, n: int) -> range:
+        k = amount(self.k, d)
+        return range(k, k + 1)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
         return (Slot(Bits(8 * dtype.itemsize), dtype, amount(self.k, math.prod(shape))),)

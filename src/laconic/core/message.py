@@ -93,21 +93,22 @@ class Message:
         Raises Malformed where lengths, counts, indices or padding cannot be right. Trusts nothing.
         """
         rows = len(lengths)
-        if np.any(lengths < 0) or int(lengths.sum()) != len(buffer):
-            raise Malformed(f"rows of {int(lengths.sum())} bytes in a buffer of {len(buffer)}")
+        wrong = (lengths < 0) | (lengths > len(buffer))  # each by itself: a sum of huge ones may come out right
+        if np.any(wrong):
+            raise Malformed(f"row {np.argmax(wrong)} of {lengths[wrong][0]} bytes in a buffer of {len(buffer)}")
+        lengths = lengths.astype(np.int64)
+        if lengths.sum() != len(buffer):
+            raise Malformed(f"rows of {lengths.sum()} bytes in a buffer of {len(buffer)}")
         ends = 8 * np.cumsum(lengths)
         cursor, data = ends - 8 * lengths, bits.stream(buffer)
         codes: list[Tensor] = []
-        for slot in schema:
-            counts = _counts(slot, rows, codes)
-            raw = slot.coding.read(_offsets(counts), data, cursor, ends)
+        for place, slot in enumerate(schema):
+            try:
+                raw = slot.coding.read(_offsets(_counts(slot, rows, codes)), data, cursor, ends)
+            except Malformed as error:
+                raise Malformed(f"field {place}, {slot.coding}: {error}") from None
             codes.append(_as_dtype(raw, slot.dtype))
-        slack = ends - cursor
-        if np.any((slack < 0) | (slack > 7)):
-            raise Malformed("a row is longer than its fields")
-        last = buffer[(ends[slack > 0] >> 3) - 1]
-        if np.any(last >> (8 - slack[slack > 0]).astype(np.uint8)):
-            raise Malformed("the padding of a row is not zero")
+        _refuse_rest(buffer, ends, ends - cursor)
         return Message(schema, tuple(codes), rows)
 
 
@@ -124,11 +125,26 @@ def fixed_lengths(schema: Schema, rows: int) -> np.ndarray | None:
     return (total + 7) >> 3
 
 
+def _refuse_rest(buffer: np.ndarray, ends: np.ndarray, slack: np.ndarray) -> None:
+    """Raises Malformed where the bits behind the last field of a row are more than 7, or not zero."""
+    if np.any(slack > 7):
+        row = int(np.argmax(slack > 7))
+        raise Malformed(f"row {row} is {slack[row] >> 3} bytes longer than its fields")
+    rows = np.flatnonzero(slack)
+    dirty = buffer[(ends[rows] >> 3) - 1] >> (8 - slack[rows]).astype(np.uint8)
+    if np.any(dirty):
+        raise Malformed(f"the padding of row {rows[np.argmax(dirty > 0)]} is not zero")
+
+
 def _counts(slot: Slot, rows: int, codes: tuple[Tensor, ...] | list[Tensor]) -> np.ndarray:
     if isinstance(slot.count, CountIn):
         counts = codes[slot.count.slot].numpy().astype(np.int64)
-        if np.any((counts < 0) | (counts > slot.count.most)):
-            raise Malformed(f"a count is not in 0..{slot.count.most}")
+        wrong = (counts < 0) | (counts > slot.count.most)
+        if np.any(wrong):
+            row = int(np.argmax(wrong))
+            raise Malformed(
+                f"the count {counts[row]} of row {row}, which field {slot.count.slot} says, is not in 0..{slot.count.most}"
+            )
         return counts
     return slot.count if isinstance(slot.count, np.ndarray) else np.full(rows, slot.count, dtype=np.int64)
 

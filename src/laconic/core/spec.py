@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import operator
 from typing import Any
 
 from laconic.core.entry import Entry, parameters
@@ -58,7 +59,7 @@ def _value(node: ast.expr, text: str) -> Any:
 def _joined(left: Any, right: Any, text: str) -> Entry:
     """`left | right`, which is what their classes say."""
     try:
-        both = left | right if isinstance(left, Entry) and isinstance(right, Entry) else None
+        both = operator.or_(left, right) if isinstance(left, Entry) and isinstance(right, Entry) else None
     except TypeError:
         both = None
     if not isinstance(both, Entry):

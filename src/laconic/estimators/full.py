@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from laconic.core.estimator import Estimate, Estimator, Probe
+from laconic.core.estimator import Estimate, Estimator, Probe, of_server
 from laconic.core.link import Link
 from laconic.core.problem import Oracles
 
@@ -27,7 +27,7 @@ class FullGradient(Estimator):
     vanishing = True
 
     def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
-        return Estimate(oracles.gradients(x), None, Probe(x, oracles.gradients, oracles.gradients))
+        return Estimate(oracles.gradients(x), None, Probe(x, oracles.gradients, oracles.gradients, of_server(oracles)))
 
     def estimate(self, x: Tensor, state: Any, oracles: Oracles, link: Link) -> Estimate:
         return self.init(x, oracles, link)

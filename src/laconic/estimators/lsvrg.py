@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from laconic.core.entry import Count, Interval, Source
-from laconic.core.estimator import Estimate, Estimator, Probe
+from laconic.core.estimator import Estimate, Estimator, Probe, of_server
 from laconic.core.link import Link
 from laconic.core.problem import Oracles
 from laconic.core.state import Worker
@@ -57,7 +57,7 @@ class LSVRG(Estimator):
     def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
         gradient = oracles.gradients(x)
         reference = Reference(x.expand(gradient.shape).clone(), gradient)
-        return Estimate(gradient.clone(), reference, Probe(x, oracles.gradients, oracles.gradients))
+        return Estimate(gradient.clone(), reference, Probe(x, oracles.gradients, oracles.gradients, of_server(oracles)))
 
     def estimate(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Estimate:
         reference = self._renewed(x, state, oracles, link)
@@ -67,7 +67,7 @@ class LSVRG(Estimator):
             return oracles.gradients(y, batch=batch) - correction
 
         correction = oracles.gradients(reference.point, batch=batch) - reference.gradient
-        return Estimate(same(x), reference, Probe(x, same, oracles.gradients))
+        return Estimate(same(x), reference, Probe(x, same, oracles.gradients, of_server(oracles)))
 
     def _renewed(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Reference:
         p = torch.tensor([self.renewal(int(terms)) for terms in oracles.terms()], dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from laconic.core.entry import Count, Source
-from laconic.core.estimator import Estimate, Estimator, Probe
+from laconic.core.estimator import Estimate, Estimator, Probe, of_server
 from laconic.core.link import Link
 from laconic.core.problem import Oracles
 
@@ -34,7 +34,7 @@ class SGD(Estimator):
 
     def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
         batch = oracles.sample(link.keys("batch"), self.batch)
-        probe = Probe(x, lambda y: oracles.gradients(y, batch=batch), oracles.gradients)
+        probe = Probe(x, lambda y: oracles.gradients(y, batch=batch), oracles.gradients, of_server(oracles))
         return Estimate(oracles.gradients(x, batch=batch), None, probe)
 
     def estimate(self, x: Tensor, state: Any, oracles: Oracles, link: Link) -> Estimate:

@@ -121,15 +121,20 @@ class _Trip:
         self.unpack()
 
 
+def _gaussian(d: int, name: str) -> Tensor:
+    """d standard normal numbers in float32, drawn in rows so that their float64 forms stay small together."""
+    rows = 1 + d // (1 << 16)
+    keys = [Keys(0, 0, f"/bench/{name}", np.array([row]), rows) for row in range(rows)]
+    return torch.cat([one.normal(-(-d // rows))[0].float() for one in keys])[:d]
+
+
 def _vectors(d: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    gaussian = torch.randn(d, generator=generator)
-    heavy = torch.randn(d, generator=generator) / torch.randn(d, generator=generator)  # Cauchy
+    gaussian = _gaussian(d, "gaussian")
     return {
         "Gaussian": gaussian,
         "all equal": torch.full((d,), -0.5),
-        "three values": torch.randint(-1, 2, (d,), generator=generator).float(),
-        "heavy tails": heavy,
+        "three values": (1.4 * gaussian).round().clamp(-1, 1),
+        "heavy tails": gaussian / _gaussian(d, "other"),  # Cauchy
         "sorted": gaussian.sort().values,
     }
 
@@ -182,6 +187,13 @@ def _chain(gradient: Tensor, copy: Action, repeats: int) -> Speed:
     return _compare("chain of EF14 + topk 1%", ours, copy, ("the same in torch, int64 indices", plain), repeats)
 
 
+_drawn = torch.Generator()  # torch's own numbers for its expressions, without touching its global generator
+
+
+def _uniform(x: Tensor) -> Tensor:
+    return torch.empty_like(x).uniform_(generator=_drawn)
+
+
 def _quantisers(x: Tensor, copy: Action, repeats: int) -> Iterator[Speed]:
     trip = _Trip("scaled_sign", x)
     expression = "x.sign() * x.abs().mean()", lambda: x.sign() * x.abs().mean()
@@ -189,11 +201,11 @@ def _quantisers(x: Tensor, copy: Action, repeats: int) -> Iterator[Speed]:
 
     def natural() -> Tensor:
         mantissa, exponent = torch.frexp(x)
-        up = torch.rand_like(x) < 2.0 * mantissa.abs() - 1.0
+        up = _uniform(x) < 2.0 * mantissa.abs() - 1.0
         return torch.ldexp(x.sign(), exponent - 1 + up.int())
 
     trip = _Trip("natural", x)
-    expression = "frexp, rand_like, ldexp", natural
+    expression = "frexp, uniform_, ldexp", natural
     yield _compare("natural pack", trip.pack, copy, expression, repeats)
     yield _compare("natural pack + unpack", trip.both, copy, expression, repeats)
 
@@ -201,9 +213,9 @@ def _quantisers(x: Tensor, copy: Action, repeats: int) -> Iterator[Speed]:
         norm = x.norm()
         y = x.abs() * (7.0 / norm)
         level = y.floor()
-        return x.sign() * (level + (torch.rand_like(y) < y - level)) * (norm / 7.0)
+        return x.sign() * (level + (_uniform(y) < y - level)) * (norm / 7.0)
 
-    expression = "norm, floor, rand_like", qsgd
+    expression = "norm, floor, uniform_", qsgd
     for spec in ("qsgd(levels=7)", "qsgd(levels=7, bucket=512)"):
         trip = _Trip(spec, x)
         yield _compare(f"{spec} pack", trip.pack, copy, expression, repeats)
@@ -275,7 +287,7 @@ def size_of(spec: str, d: int = SIZES, n: int = 10) -> Size:
         raise ValueError(f"{spec!r} is a {compressor.kind}; sizes are those of compressors")
     side = math.isqrt(d)
     shape = (side, side) if side * side == d else (d,)
-    v = torch.randn(d, generator=torch.Generator().manual_seed(0)).view(1, *shape)
+    v = _gaussian(d, "size").view(1, *shape)
     keys = Keys(0, 0, "/bench", np.zeros(1, dtype=np.int64), n)
     state = compressor.start(shape, v.dtype, keys)
 

@@ -18,7 +18,7 @@ from laconic.core.theory import Guarantee, NoTheorem, Setting
 from laconic.lab.plan import descent
 from laconic.lab.settle import guarantee_record
 
-KINDS = ("problem", "method", "mechanism", "compressor", "estimator")
+KINDS = ("problem", "method", "mechanism", "compressor", "estimator", "domain")
 REFERENCE = "logistic(l2=1e-3, workers=10)"  # the problem for which `show` works a guarantee out
 SHAPE = (1000, 10)  # d and n for which `show` works a claim out
 
@@ -28,20 +28,30 @@ def listing(kind: str | None = None) -> dict[str, Any]:
     if kind is not None and kind.removesuffix("s") not in KINDS:
         raise ValueError(f"there is no kind called {kind!r}; there are {', '.join(KINDS)}")
     kinds = KINDS if kind is None else (kind.removesuffix("s"),)
-    entries = [
-        {
-            "kind": one,
-            "name": entry.name,
-            "aliases": list(entry.aliases),
-            "summary": _summary(entry),
-            "example": example(entry),
-            "source": None if entry.source is None else str(entry.source),
-        }
-        for one in kinds
-        for entry in catalogue().of_kind(one)
-    ]
+    entries = [_listed(entry) for one in kinds for entry in catalogue().of_kind(one)]
     broken = [{"module": one.module, "reason": _one_line(one.reason)} for one in catalogue().broken]
     return {"entries": entries, "broken": broken}
+
+
+def _listed(entry: type[Entry]) -> dict[str, Any]:
+    found = {
+        "kind": entry.kind,
+        "name": entry.name,
+        "aliases": list(entry.aliases),
+        "summary": _summary(entry),
+        "example": example(entry),
+        "parameters": [_parameter(one) for one in parameters(entry)],
+        "source": None if entry.source is None else str(entry.source),
+    }
+    if issubclass(entry, Compressor):
+        found |= _of_compressor(parse(example(entry)))
+    return found
+
+
+def _of_compressor(instance: Any) -> dict[str, Any]:
+    """What a compressor claims, at a d and n, and its wire."""
+    d, n = SHAPE
+    return {"claim": {"d": d, "n": n, "promise": claim(instance.claim(d, n))}, "layout": instance.layout}
 
 
 def _summary(entry: type[Entry]) -> str:
@@ -55,7 +65,7 @@ def _one_line(text: str) -> str:
 
 def showing(name: str) -> dict[str, Any]:
     """Everything about one entry, given by its name or by a whole spec."""
-    spec = parse(name) if "(" in name else None
+    spec = parse(name) if "(" in name or "|" in name else None
     entry = type(spec) if spec is not None else catalogue().find(name)
     instance = spec if spec is not None else parse(example(entry))
     found: dict[str, Any] = {
@@ -70,9 +80,7 @@ def showing(name: str) -> dict[str, Any]:
         "module": entry.__module__,
     }
     if isinstance(instance, Compressor):
-        d, n = SHAPE
-        found["claim"] = {"d": d, "n": n, "promise": claim(instance.claim(d, n))}
-        found["layout"] = instance.layout
+        found |= _of_compressor(instance)
     if isinstance(instance, (Mechanism, Method)):
         found["guarantee"] = _guarantee(instance)
     if isinstance(instance, Problem):

@@ -54,8 +54,9 @@ class Bits(Coding):
         bits.put_fixed(codes.view(f"u{codes.dtype.itemsize}"), offsets, self.width, buffer, cursor)
 
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        if np.any(cursor + self.fixed(offsets[1:] - offsets[:-1]) > ends):
-            raise Malformed(f"a field of {self.width}-bit codes is cut short")
+        short = offsets[1:] - offsets[:-1] > (ends - cursor) // self.width
+        if np.any(short):
+            raise Malformed(f"row {np.argmax(short)} is cut short")
         size = next(size for size in (1, 2, 4, 8) if self.width <= 8 * size)
         out = np.empty(int(offsets[-1]), dtype=f"u{size}")
         bits.get_fixed(offsets, self.width, buffer, cursor, out)
@@ -78,8 +79,13 @@ class Subset(Coding):
         subsets.write(codes, offsets, self.size, buffer, cursor)
 
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        out = np.empty(int(offsets[-1]), dtype=np.int64)
-        row = subsets.read(offsets, self.size, buffer, cursor, ends, out)
-        if row != subsets.MALFORMED:
-            raise Malformed(f"row {row} holds no valid {offsets[row + 1] - offsets[row]}-subset of {self.size}")
-        return out
+        counts = offsets[1:] - offsets[:-1]
+        short = (counts != self.size) & (counts > ends - cursor)  # in either form an index is at least a bit
+        if np.any(short):
+            row = int(np.argmax(short))
+        else:
+            out = np.empty(int(offsets[-1]), dtype=np.int64)
+            row = subsets.read(offsets, self.size, buffer, cursor, ends, out)
+            if row == subsets.MALFORMED:
+                return out
+        raise Malformed(f"row {row} holds no valid {counts[row]}-subset of {self.size}")

@@ -1,0 +1,477 @@
+"""The three forms of a row of levels: fixed width, frequencies (wire.rans), and the positions of the codes not 0.
+
+Kernels over the rows of a batch, and over the segments of long rows. The format is in docs/wire.md.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import int64, uint64
+
+from laconic.wire import rans, subsets, tables
+from laconic.wire.tables import get, put
+
+FIXED, FREQUENCIES, SPARSE = 0, 1, 2
+RARE = 32  # a row may be sparse from this many codes for one that is not 0
+LANES = rans.LANES
+
+
+@numba.njit(cache=True, nogil=True)
+def group(size, count):
+    """The fixed form's groups: (codes of one, its bits, how many words of these bits have a meaning)."""
+    if size == 3:
+        codes = min(5, count)
+        return codes, (8 * codes + 4) // 5, 3**codes
+    return 1, tables.bit_length(size - 1), size
+
+
+@numba.njit(cache=True, nogil=True)
+def fixed_bits(size, count):
+    return (8 * count + 4) // 5 if size == 3 else count * tables.bit_length(size - 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def put_fixed(codes, start, end, size, buffer, position):
+    """Group by group through a word of 64 bits. Ternary codes of a group are digits in base 3, the first the lowest."""
+    most, width, _ = group(size, end - start)
+    byte, fill = position >> 3, position & 7
+    word = uint64(buffer[byte]) if fill > 0 else uint64(0)
+    for j in range(start, end, most):
+        value = uint64(codes[j])
+        if most > 1:
+            value = uint64(0)
+            stop = min(end, j + most)
+            for digit in range(stop - j):
+                value = value * uint64(3) + uint64(codes[stop - 1 - digit])
+        word |= value << uint64(fill)
+        fill += width
+        while fill >= 8:
+            buffer[byte] = np.uint8(word)
+            word >>= uint64(8)
+            byte += 1
+            fill -= 8
+    if fill > 0:
+        buffer[byte] = np.uint8(word)
+    return position + fixed_bits(size, end - start)
+
+
+@numba.njit(cache=True, nogil=True)
+def get_fixed(buffer, position, size, out, start, end):
+    """The codes start..end-1, whose bits the caller has checked to be there. Returns whether all are below size."""
+    most, width, _ = group(size, end - start)
+    byte, fill, word, bad = position >> 3, int64(0), uint64(0), False
+    if end > start:
+        word, fill = uint64(buffer[byte]) >> uint64(position & 7), 8 - (position & 7)
+        byte += 1
+    for j in range(start, end, most):
+        stop = min(end, j + most)
+        wide = width if stop - j == most else (8 * (stop - j) + 4) // 5
+        while fill < wide:
+            word |= uint64(buffer[byte]) << uint64(fill)
+            byte += 1
+            fill += 8
+        value = word & ((uint64(1) << uint64(wide)) - uint64(1))
+        word >>= uint64(wide)
+        fill -= wide
+        if most > 1:
+            for digit in range(stop - j):
+                out[j + digit] = value % uint64(3)
+                value //= uint64(3)
+            bad |= value > uint64(0)
+        else:
+            out[j] = value
+            bad |= value >= uint64(size)
+    return not bad
+
+
+@numba.njit(cache=True, nogil=True)
+def count(low, high, codes, starts, ends, hists):
+    """hists[piece] += how often every code occurs; eight counters of each code take turns."""
+    for piece in range(low, high):
+        start, end = starts[piece], ends[piece]
+        if end - start < 4096:
+            for j in range(start, end):
+                hists[piece, codes[j]] += 1
+            continue
+        turns = np.zeros((LANES, hists.shape[1]), np.uint32)
+        even = uint64(start + (end - start) // LANES * LANES)
+        j = uint64(start)
+        while j < even:
+            turns[0, codes[j]] += 1
+            turns[1, codes[j + uint64(1)]] += 1
+            turns[2, codes[j + uint64(2)]] += 1
+            turns[3, codes[j + uint64(3)]] += 1
+            turns[4, codes[j + uint64(4)]] += 1
+            turns[5, codes[j + uint64(5)]] += 1
+            turns[6, codes[j + uint64(6)]] += 1
+            turns[7, codes[j + uint64(7)]] += 1
+            j += uint64(LANES)
+        for at in range(int64(even), end):
+            turns[0, codes[at]] += 1
+        for lane in range(LANES):
+            for code in range(hists.shape[1]):
+                hists[piece, code] += turns[lane, code]
+
+
+@numba.njit(cache=True, nogil=True)
+def _segments(start, end):
+    """Where the segments of a row begin, and where the last one ends."""
+    out = np.full((end - start - 1) // rans.SEGMENT + 2, end)
+    for segment in range(len(out) - 1):
+        out[segment] = start + segment * rans.SEGMENT
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _nonzeros(codes, start, end, many):
+    """Where the codes are not 0, and these codes less one."""
+    where, what, found = np.empty(many, np.int64), np.empty(many, codes.dtype), 0
+    per = 8 // codes.itemsize
+    words = codes[start : start + (end - start) // (8 * per) * (8 * per)].view(np.uint64)
+    for block in range(0, len(words), 8):
+        some = uint64(0)
+        for word in range(8):
+            some |= words[block + word]
+        if some == 0:
+            continue
+        for j in range(start + block * per, start + (block + 8) * per):
+            if codes[j]:
+                where[found], what[found] = j - start, codes[j] - 1
+                found += 1
+    for j in range(start + len(words) * per, end):
+        if codes[j]:
+            where[found], what[found] = j - start, codes[j] - 1
+            found += 1
+    return where, what
+
+
+@numba.njit(cache=True, nogil=True)
+def _pair(first, second):
+    out = np.full(2, first)
+    out[1] = second
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _total(hists):
+    out = hists[0].copy()
+    for segment in range(1, len(hists)):
+        for code in range(len(out)):
+            out[code] += hists[segment, code]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _inner(what, size, width):
+    """The codes that are not 0: (fixed bits, the histograms of segments, that of all)."""
+    starts = _segments(int64(0), len(what))
+    hists = np.zeros((len(starts) - 1, width), np.int64)
+    count(int64(0), len(hists), what, starts[:-1], starts[1:], hists)
+    return fixed_bits(size - 1, len(what)), hists, _total(hists)
+
+
+@numba.njit(cache=True, nogil=True)
+def _sparse_bits(codes, start, end, size, many, marks, freq):
+    """The bits of a row of which `many` codes are not 0, behind the escape."""
+    where, what = _nonzeros(codes, start, end, many)
+    bits = np.zeros(1, np.int64)
+    subsets.measure(0, 1, where, _pair(int64(0), many), end - start, bits)
+    total = bits[0] + tables.bit_length(end - start)
+    if many == 0 or size == 2:
+        return total
+    inner, hists, hist = _inner(what, size, len(freq))
+    return total + 1 + min(inner, tables.plan(hists, hist, size - 1, many, inner, marks, freq)[0])
+
+
+@numba.njit(cache=True, nogil=True)
+def _choose(codes, start, end, size, hists, hist, marks, freq):
+    """(form, bits, how many are not 0, the plan of the frequencies) of a row: the shortest form, ties to the first."""
+    count = end - start
+    best, form = fixed_bits(size, count), FIXED
+    _, width, words = group(size, count)
+    flag = 1 if words == 1 << width else 0
+    best += flag
+    escape = 1 + (flag if flag else width)
+    many = count - hist[0]
+    if RARE * many <= count:
+        bits = escape + _sparse_bits(codes, start, end, size, many, marks, freq)
+        if bits < best:
+            best, form = bits, SPARSE
+    plan = tables.plan(hists, hist, size, count, fixed_bits(size, count), marks, freq)
+    if escape + plan[0] < best:
+        best, form = escape + plan[0], FREQUENCIES
+    return form, best, many, plan
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_frequencies(codes, start, end, size, plan, hists, marks, freq, buffer, position):
+    """All but the segments of eight states. (position, the first byte of these or -1)."""
+    _, top, fine, rice, precision, body = plan
+    position = tables.put_table(marks, top, fine, rice, size, buffer, position)
+    position = put(buffer, position, uint64(body < 0), int64(1))
+    if body >= 0:
+        position = put(buffer, position, uint64(body), tables.bit_length(fixed_bits(size, end - start)))
+        table = rans.entries(freq, top, precision)
+        return rans.put_one(codes, start, end, table, body, buffer, position), int64(-1)
+    at = (position + 7) & ~7
+    position += 7
+    for segment in range(len(hists)):
+        words = tables.segment_words(hists[segment], freq, top, precision)
+        at = put(buffer, at, uint64(words), int64(32))
+        position += 32 + 64 * LANES + 32 * words
+    return position, at >> 3
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_segments(codes, starts, plan, hists, freq, buffer, byte):
+    """The segments of eight states, one after another."""
+    _, top, _, _, precision, _ = plan
+    table = rans.entries(freq, top, precision)
+    for segment in range(len(hists)):
+        words = tables.segment_words(hists[segment], freq, top, precision)
+        rans.put_segment(codes, starts[segment], starts[segment + 1], table, words, buffer, byte)
+        byte += 8 * LANES + 4 * words
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_sparse(codes, start, end, size, many, marks, freq, buffer, position):
+    where, what = _nonzeros(codes, start, end, many)
+    position = put(buffer, position, uint64(many), tables.bit_length(end - start))
+    cursor = np.full(1, position)
+    subsets.write(where, _pair(int64(0), many), end - start, buffer, cursor)
+    position = cursor[0]
+    if many == 0 or size == 2:
+        return position
+    inner, hists, hist = _inner(what, size, len(freq))
+    plan = tables.plan(hists, hist, size - 1, many, inner, marks, freq)
+    if inner <= plan[0]:
+        return put_fixed(what, int64(0), many, size - 1, buffer, position + 1)
+    position = put(buffer, position, uint64(1), int64(1))
+    position, byte = _put_frequencies(what, int64(0), many, size - 1, plan, hists, marks, freq, buffer, position)
+    if byte >= 0:
+        _put_segments(what, _segments(int64(0), many), plan, hists, freq, buffer, byte)
+    return position
+
+
+@numba.njit(cache=True, nogil=True)
+def _tally(codes, starts, first, counted, width):
+    """The histograms of a row's segments: counted beforehand from segment `first` on, or here if that is -1."""
+    if first >= 0:
+        return counted[first : first + len(starts) - 1]
+    hists = np.zeros((len(starts) - 1, width), np.int64)
+    count(int64(0), len(hists), codes, starts[:-1], starts[1:], hists)
+    return hists
+
+
+@numba.njit(cache=True, nogil=True)
+def measure(low, high, codes, offsets, size, first, counted, out):
+    marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
+    for row in range(low, high):
+        start, end = offsets[row], offsets[row + 1]
+        if start < end:
+            hists = _tally(codes, _segments(start, end), first[row], counted, size)
+            out[row] += _choose(codes, start, end, size, hists, _total(hists), marks, freq)[1]
+
+
+@numba.njit(cache=True, nogil=True)
+def write(low, high, codes, offsets, size, first, counted, buffer, cursor, freqs, places):
+    """Writes all but the segments of rows that have several; of these it leaves frequencies and where they go."""
+    marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
+    for row in range(low, high):
+        start, end, position = offsets[row], offsets[row + 1], cursor[row]
+        if start == end:
+            continue
+        starts = _segments(start, end)
+        hists = _tally(codes, starts, first[row], counted, size)
+        form, _, many, plan = _choose(codes, start, end, size, hists, _total(hists), marks, freq)
+        _, wide, words = group(size, end - start)
+        flag = words == 1 << wide
+        if form == FIXED:
+            cursor[row] = put_fixed(codes, start, end, size, buffer, position + int64(flag))
+            continue
+        position = put(buffer, position, uint64(1 if flag else words), 1 if flag else wide)
+        position = put(buffer, position, uint64(form == SPARSE), int64(1))
+        if form == SPARSE:
+            cursor[row] = _put_sparse(codes, start, end, size, many, marks, freq, buffer, position)
+            continue
+        cursor[row], byte = _put_frequencies(codes, start, end, size, plan, hists, marks, freq, buffer, position)
+        if byte >= 0 and first[row] < 0:
+            _put_segments(codes, starts, plan, hists, freq, buffer, byte)
+        elif byte >= 0:
+            freq[plan[1] :] = 0
+            for segment in range(len(hists)):
+                freqs[first[row] + segment] = freq
+                places[first[row] + segment] = byte
+                byte += 8 * LANES + 4 * tables.segment_words(hists[segment], freq, plan[1], plan[4])
+
+
+@numba.njit(cache=True, nogil=True)
+def write_segments(low, high, codes, starts, ends, counted, freqs, places, buffer):
+    """Writes the segments that have a place."""
+    for segment in range(low, high):
+        if places[segment] >= 0:
+            freq = freqs[segment]
+            precision = tables.digits(freq, len(freq))
+            words = tables.segment_words(counted[segment], freq, len(freq), precision)
+            table = rans.entries(freq, len(freq), precision)
+            rans.put_segment(codes, starts[segment], ends[segment], table, words, buffer, places[segment])
+
+
+@numba.njit(cache=True, nogil=True)
+def _get_wide(buffer, position, stop, lengths):
+    """The lengths of the segments. (the bit behind them or -1, the first byte of the first one)."""
+    byte = (position + 7) >> 3
+    end = position + 7 + 32 * len(lengths)
+    if end > stop:
+        return -1, byte
+    for segment in range(len(lengths)):
+        lengths[segment] = get(buffer, 8 * byte + 32 * segment, int64(32))
+        end += 64 * LANES + 32 * lengths[segment]
+        if end > stop:
+            return -1, byte
+    for lead in range(position, 8 * byte):
+        if get(buffer, lead, int64(1)):
+            return -1, byte
+    for rest in range(end - (7 - (8 * byte - position)), end):
+        if get(buffer, rest, int64(1)):
+            return -1, byte
+    return end, byte + 4 * len(lengths)
+
+
+@numba.njit(cache=True, nogil=True)
+def _get_frequencies(buffer, position, stop, size, start, end, marks, freq, out, lengths):
+    """All but the segments of eight states. (position or -1, the first byte of these or -1, how many frequencies)."""
+    position, top, fine = tables.get_table(buffer, position, stop, size, marks)
+    if position < 0 or position >= stop:
+        return int64(-1), int64(-1), top
+    precision = tables.frequencies(marks, top, end - start, fine, freq)
+    position += 1
+    if get(buffer, position - 1, int64(1)):
+        position, byte = _get_wide(buffer, position, stop, lengths)
+        return position, byte, top
+    width = tables.bit_length(fixed_bits(size, end - start))
+    if position + width > stop:
+        return int64(-1), int64(-1), top
+    body = int64(get(buffer, position, width))
+    position += width
+    if position + body > stop:
+        return int64(-1), int64(-1), top
+    codes, steps = rans.slots(freq, top, precision)
+    well = rans.get_one(codes, steps, precision, body, buffer, position, out, start, end)
+    return (position + body if well else int64(-1)), int64(-1), top
+
+
+@numba.njit(cache=True, nogil=True)
+def _get_segments(buffer, byte, freq, top, starts, lengths, out):
+    """The segments of eight states, one after another. Returns whether they are well-formed."""
+    precision, well = tables.digits(freq, top), True
+    codes, steps = rans.slots(freq, top, precision)
+    for segment in range(len(lengths)):
+        words = lengths[segment]
+        well &= rans.get_segment(
+            codes, steps, precision, words, buffer, byte, out, starts[segment], starts[segment + 1]
+        )
+        byte += 8 * LANES + 4 * words
+    return well
+
+
+@numba.njit(cache=True, nogil=True)
+def _get_sparse(buffer, position, stop, size, start, end, marks, freq, out):
+    """The position behind the row, or -1."""
+    width = tables.bit_length(end - start)
+    if position + width > stop:
+        return -1
+    many = int64(get(buffer, position, width))
+    if many > end - start:
+        return -1
+    cursor = np.full(1, position + width)
+    where = np.empty(many, np.int64)
+    if subsets.read(_pair(int64(0), many), end - start, buffer, cursor, np.full(1, stop), where) != subsets.MALFORMED:
+        return -1
+    out[start:end] = 0
+    position = cursor[0]
+    what = np.zeros(many, out.dtype)
+    if many > 0 and size > 2:
+        if position >= stop:
+            return -1
+        coded = get(buffer, position, int64(1))
+        position += 1
+        if coded:
+            starts = _segments(int64(0), many)
+            lengths = np.empty(len(starts) - 1, np.int64)
+            position, byte, top = _get_frequencies(
+                buffer, position, stop, size - 1, int64(0), many, marks, freq, what, lengths
+            )
+            if position >= 0 and byte >= 0 and not _get_segments(buffer, byte, freq, top, starts, lengths, what):
+                return -1
+        else:
+            bits = fixed_bits(size - 1, many)
+            well = position + bits <= stop and get_fixed(buffer, position, size - 1, what, int64(0), many)
+            position = position + bits if well else -1
+        if position < 0:
+            return -1
+    for j in range(many):
+        out[start + where[j]] = what[j] + 1
+    return position
+
+
+@numba.njit(cache=True, nogil=True)
+def _get_row(buffer, position, stop, size, start, end, marks, freq, out, lengths):
+    """(position or -1, the first byte of segments left to others or -1, the number of frequencies)."""
+    most, width, words = group(size, end - start)
+    flag = words == 1 << width
+    head, bits = (1 if flag else width), fixed_bits(size, end - start)
+    if position + head > stop:
+        return int64(-1), int64(-1), int64(0)
+    first = int64(get(buffer, position, head))
+    if flag and first == 0 or not flag and first < words:
+        position += int64(flag)
+        well = position + bits <= stop and get_fixed(buffer, position, size, out, start, end)
+        return (position + bits if well else int64(-1)), int64(-1), int64(0)
+    position += head
+    if not flag and first > words or position >= stop:
+        return int64(-1), int64(-1), int64(0)
+    sparse = get(buffer, position, int64(1))
+    if sparse:
+        return _get_sparse(buffer, position + 1, stop, size, start, end, marks, freq, out), int64(-1), int64(0)
+    return _get_frequencies(buffer, position + 1, stop, size, start, end, marks, freq, out, lengths)
+
+
+@numba.njit(cache=True, nogil=True)
+def read(low, high, offsets, size, first, buffer, cursor, ends, out, freqs, places, lengths, well):
+    """Reads all but the segments of rows that have several; of these it leaves frequencies, places and lengths."""
+    marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
+    one = np.empty(1, np.int64)
+    for row in range(low, high):
+        start, end = offsets[row], offsets[row + 1]
+        if start == end:
+            continue
+        starts = _segments(start, end)
+        own = lengths[first[row] : first[row] + len(starts) - 1] if first[row] >= 0 else one
+        position, byte, top = _get_row(buffer, cursor[row], ends[row], size, start, end, marks, freq, out, own)
+        well[row] = position >= 0
+        if well[row]:
+            cursor[row] = position
+        if well[row] and byte >= 0 and first[row] < 0:
+            well[row] = _get_segments(buffer, byte, freq, top, starts, own, out)
+        elif well[row] and byte >= 0:
+            freq[top:] = 0
+            for segment in range(len(own)):
+                freqs[first[row] + segment] = freq
+                places[first[row] + segment] = byte
+                byte += 8 * LANES + 4 * own[segment]
+
+
+@numba.njit(cache=True, nogil=True)
+def read_segments(low, high, starts, ends, rows, freqs, places, lengths, buffer, out, well):
+    """Reads the segments that have a place."""
+    for segment in range(low, high):
+        if places[segment] >= 0:
+            freq = freqs[segment]
+            precision = tables.digits(freq, len(freq))
+            codes, steps = rans.slots(freq, len(freq), precision)
+            if not rans.get_segment(
+                codes, steps, precision, lengths[segment], buffer, places[segment], out, starts[segment], ends[segment]
+            ):
+                well[rows[segment]] = False
