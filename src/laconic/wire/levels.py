@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from laconic.kernels.threads import over_rows
-from laconic.wire import forms
+from laconic.wire import forms, reading
 from laconic.wire.coding import Coding, Malformed
 from laconic.wire.rans import SEGMENT
 
@@ -71,8 +71,8 @@ class Levels(Coding):
         s, rows = _Segments(offsets, self.size), len(offsets) - 1
         lengths, well = np.zeros(len(s.rows), dtype=np.int64), np.ones(rows, dtype=np.bool_)
         found = s.table, s.places, lengths
-        over_rows(forms.read, rows, len(out), offsets, self.size, s.first, buffer, cursor, ends, out, *found, well)
-        s.over(forms.read_segments, s.starts, s.ends, s.rows, *found, buffer, out, well)
+        over_rows(reading.read, rows, len(out), offsets, self.size, s.first, buffer, cursor, ends, out, *found, well)
+        s.over(reading.read_segments, s.starts, s.ends, s.rows, *found, buffer, out, well)
         if not well.all():
             row = int(np.argmin(well))
             raise Malformed(f"row {row} holds no valid {offsets[row + 1] - offsets[row]} levels of {self.size}")
