@@ -396,3 +396,14 @@ def test_finite_sees_every_place(dtype: torch.dtype, bad: float) -> None:
         v[1, place] = bad
         assert not fold.finite(v)
         v[1, place] = -0.0
+
+
+@pytest.mark.parametrize("place", [-1, 5, -(2**62), 2**62])
+def test_positions_from_elsewhere_are_checked(place: int) -> None:
+    indices, values = torch.tensor([1, place]), torch.tensor([2.0, 3.0], dtype=torch.float64)
+    target = torch.zeros(2, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"not in 0..4"):
+        fold.scatter_rows(indices, values, np.array([0, 2]), np.array([1]), 1.0, target)
+    with pytest.raises(ValueError, match=r"not in 0..4"):
+        fold.fold_sparse(indices, values, 1.0, target[0])
+    assert target.sum() == 4.0

@@ -18,11 +18,21 @@ LANES = 8
 
 
 @numba.njit(cache=True, nogil=True)
-def _scatter_rows(low, high, indices, values, offsets, rows, scale, target):
+def _scatter_rows(low, high, indices, values, offsets, rows, scale, target, outside):
+    """Adds what lies inside; positions may come from another machine, and `outside` says whether any was not one."""
+    d = target.shape[1]
     for r in range(low, high):
         row = rows[r]
         for j in range(offsets[r], offsets[r + 1]):
-            target[row, indices[j]] += scale * values[j]
+            if 0 <= indices[j] < d:
+                target[row, indices[j]] += scale * values[j]
+            else:
+                outside[0] = True
+
+
+def _refuse(outside: np.ndarray, d: int) -> None:
+    if outside[0]:
+        raise ValueError(f"a decoded position is not in 0..{d - 1}: the message cannot be what it should be")
 
 
 @numba.njit(cache=True, nogil=True)
@@ -68,24 +78,19 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def scatter_rows(
     indices: Tensor, values: Tensor, offsets: np.ndarray, rows: np.ndarray, scale: float, target: Tensor
 ) -> None:
-    """target[rows[r], indices] += scale * values for every row r of a ragged batch; target is (local, d), in place."""
+    """target[rows[r], indices] += scale * values for every row r of a ragged batch; target is (local, d), in place.
+
+    Raises ValueError where an index is not in 0..d-1.
+    """
     if not _fast(target):
         lengths = torch.from_numpy(np.diff(offsets)).to(target.device)
         where = torch.repeat_interleave(torch.from_numpy(rows).to(target.device), lengths)
         target.index_put_((where, indices), scale * values, accumulate=True)
         return
-    factor = _numpy(target).dtype.type(scale)
-    over_rows(
-        _scatter_rows,
-        len(rows),
-        4 * len(values),
-        _numpy(indices),
-        _numpy(values),
-        offsets,
-        rows,
-        factor,
-        _numpy(target),
-    )
+    factor, outside = _numpy(target).dtype.type(scale), np.zeros(1, dtype=np.bool_)
+    arrays = _numpy(indices), _numpy(values), offsets, rows, factor, _numpy(target), outside
+    over_rows(_scatter_rows, len(rows), 4 * len(values), *arrays)
+    _refuse(outside, target.shape[1])
 
 
 def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -> None:
@@ -94,8 +99,9 @@ def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -
         target.index_put_((indices,), scale * values, accumulate=True)
         return
     ends, row = np.array([0, len(values)]), np.zeros(1, dtype=np.int64)
-    factor = _numpy(target).dtype.type(scale)
-    _scatter_rows(0, 1, _numpy(indices), _numpy(values), ends, row, factor, _numpy(target).reshape(1, -1))
+    factor, outside = _numpy(target).dtype.type(scale), np.zeros(1, dtype=np.bool_)
+    _scatter_rows(0, 1, _numpy(indices), _numpy(values), ends, row, factor, _numpy(target).reshape(1, -1), outside)
+    _refuse(outside, len(target))
 
 
 def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:

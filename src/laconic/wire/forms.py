@@ -1,6 +1,7 @@
 """The three forms of a row of levels: fixed width, frequencies (wire.rans), and the positions of the codes not 0.
 
-Kernels that measure and write the rows of a batch, and the segments of long rows; wire.reading reads them. The format is in docs/wire.md.
+Kernels that measure and write the rows of a batch, and the segments of long rows; wire.reading reads them. The format
+is in docs/wire.md.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def _nonzeros(codes, start, end, many):
 
 
 @numba.njit(cache=True, nogil=True)
-def _pair(first, second):
+def pair(first, second):
     out = np.full(2, first)
     out[1] = second
     return out
@@ -147,7 +148,7 @@ def _sparse_bits(codes, start, end, size, many, marks, freq):
     """The bits of a row of which `many` codes are not 0, behind the escape."""
     where, what = _nonzeros(codes, start, end, many)
     bits = np.zeros(1, np.int64)
-    subsets.measure(0, 1, where, _pair(int64(0), many), end - start, bits)
+    subsets.measure(0, 1, where, pair(int64(0), many), end - start, bits)
     total = bits[0] + tables.bit_length(end - start)
     if many == 0 or size == 2:
         return total
@@ -210,7 +211,7 @@ def _put_sparse(codes, start, end, size, many, marks, freq, buffer, position):
     where, what = _nonzeros(codes, start, end, many)
     position = put(buffer, position, uint64(many), tables.bit_length(end - start))
     cursor = np.full(1, position)
-    subsets.write(where, _pair(int64(0), many), end - start, buffer, cursor)
+    subsets.write(where, pair(int64(0), many), end - start, buffer, cursor)
     position = cursor[0]
     if many == 0 or size == 2:
         return position

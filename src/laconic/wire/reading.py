@@ -10,7 +10,7 @@ import numpy as np
 from numba import int64, uint64
 
 from laconic.wire import rans, subsets, tables
-from laconic.wire.forms import fixed_bits, group, segments
+from laconic.wire.forms import fixed_bits, group, pair, segments
 from laconic.wire.rans import LANES
 from laconic.wire.tables import get
 
@@ -113,7 +113,7 @@ def _get_sparse(buffer, position, stop, size, start, end, marks, freq, out):
         return -1
     cursor = np.full(1, position + width)
     where = np.empty(many, np.int64)
-    if subsets.read(_pair(int64(0), many), end - start, buffer, cursor, np.full(1, stop), where) != subsets.MALFORMED:
+    if subsets.read(pair(int64(0), many), end - start, buffer, cursor, np.full(1, stop), where) != subsets.MALFORMED:
         return -1
     out[start:end] = 0
     position = cursor[0]
