@@ -14,6 +14,7 @@ from laconic.core.entry import Range
 from laconic.core.floats import wide
 from laconic.core.message import Message, Schema, Slot
 from laconic.kernels import dither
+from laconic.wire import levels as coding
 from laconic.wire.coding import Bits
 
 
@@ -37,39 +38,35 @@ class Levels(Range):
 class Grid:
     """Levels -s..s times the scale of a block of `block` coordinates (None: the whole vector), as they travel.
 
-    A message holds the scales of the blocks at full width, then a code in 0..2s per coordinate: levels 0, -1, 1, -2,
-    2, ... are 0, 1, 2, 3, 4, ... Codes above 2s, which nobody writes, are read as level 0.
+    A message holds the scales of the blocks at full width, then a code in 0..2s per coordinate, entropy-coded where
+    that is shorter than a fixed width: levels 0, -1, 1, -2, 2, ... are 0, 1, 2, 3, 4, ...
     """
 
     levels: int
     block: int | None = None
-
-    @property
-    def width(self) -> int:
-        """The bits of a code."""
-        return (2 * self.levels).bit_length()
 
     def size(self, d: int) -> int:
         """The coordinates of the largest block."""
         return max(1, d if self.block is None else min(self.block, d))
 
     def share(self, d: int) -> float:
-        """The size of a message as a share of d values of 64 bits."""
-        return (64 * -(-d // self.size(d)) + self.width * d) / (64 * d)
+        """The most that a message takes, as a share of d values of 64 bits."""
+        codes = 8 * -(-d // 5) if self.levels == 1 else (2 * self.levels).bit_length() * d
+        return (64 * -(-d // self.size(d)) + codes) / (64 * d)
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype) -> Schema:
         """The scales, then the codes."""
         d = math.prod(shape)
         scales = scale_slot(dtype, -(-d // self.size(d)))
-        return scales, Slot(Bits(self.width), dither.code_dtype(self.levels), d)
+        return scales, Slot(coding.Levels(2 * self.levels + 1), dither.code_dtype(self.levels), d)
 
     def signed(self) -> Tensor:
-        """The level of every code of this width, int64 of shape (2^width,)."""
-        codes = torch.arange(1 << self.width)
-        return torch.where(codes > 2 * self.levels, 0, torch.where(codes % 2 == 0, 1, -1) * ((codes + 1) // 2))
+        """The level of every code, int64 of shape (2s + 1,)."""
+        codes = torch.arange(2 * self.levels + 1)
+        return torch.where(codes % 2 == 0, 1, -1) * ((codes + 1) // 2)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, fractions: Tensor) -> Dense:
-        """Scales times the fractions of the codes, float64 of shape (2^width,)."""
+        """Scales times the fractions of the codes, float64 of shape (2s + 1,)."""
         d, rows = math.prod(shape), message.rows
         codes, scales = message.codes[1].view(rows, d), message.codes[0].view(rows, -(-d // self.size(d)))
         return Dense(dither.expand(codes, scales, self.size(d), fractions, dtype).view(rows, *shape))

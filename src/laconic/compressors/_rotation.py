@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors._levels import flat
 from laconic.core.entry import Range
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
-from laconic.kernels.hadamard import flip, transform_blocks
+from laconic.kernels import hadamard, memory
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,46 @@ class Rotation:
 
         No coordinate is larger than the largest of v; what is divided by is a power of two.
         """
-        out = torch.zeros(v.shape[0], self.size, dtype=torch.float64)
-        out[:, : self.d] = v.reshape(v.shape[0], self.d)
-        drawn = words(keys, -(-self.size // 64))
+        rows, out = flat(v), memory.empty((v.shape[0], self.size), torch.float64)
+        drawn = words(keys, self._words)
         for begin, count, size in self.pieces:
-            flip(out, drawn, 1.0 / size, begin, begin + count * size)
-            transform_blocks(out, begin, count, size)
+            hadamard.enter(rows, drawn, size, begin, count, size, out)
         return out
 
-    def restored(self, values: Tensor, keys: Keys) -> Tensor:
-        """R' values times the root of each block's size, (rows, d); values (rows, size) is float64, and is used up."""
-        drawn = words(keys, -(-self.size // 64))
+    def scaled(self, shrunk: Tensor, dtype: torch.dtype) -> Tensor:
+        """R v in a dtype, float64 or float32, from what `shrunk` returns."""
+        out, plus = memory.empty(tuple(shrunk.shape), dtype), np.zeros((1, self._words), dtype=np.uint64)
         for begin, count, size in self.pieces:
-            transform_blocks(values, begin, count, size)
-            flip(values, drawn, 1.0, begin, begin + count * size)
-        return values[:, : self.d]
+            roots = np.full(len(shrunk), math.sqrt(size))
+            hadamard.leave(shrunk, plus, roots, begin, begin + count * size, out)
+        return out
 
-    def roots(self) -> tuple[tuple[slice, float], ...]:
-        """The root of the size of its block, for the coordinates of each kind of blocks."""
-        return tuple((slice(begin, begin + count * size), math.sqrt(size)) for begin, count, size in self.pieces)
+    def back(self, rotated: Tensor, keys: Keys, dtype: torch.dtype) -> Tensor:
+        """R' of rotated (rows, size), float64 or float32, in a dtype: (rows, d)."""
+        work, plus = memory.empty(tuple(rotated.shape), torch.float64), np.zeros((1, self._words), dtype=np.uint64)
+        for begin, count, size in self.pieces:
+            hadamard.enter(rotated, plus, math.sqrt(size), begin, count, size, work)
+        return self._restored(work, keys, np.ones(len(work)), dtype)
+
+    def back_codes(self, codes: Tensor, table: Tensor, scales: Tensor, keys: Keys, dtype: torch.dtype) -> Tensor:
+        """The scales (rows,) times R' times the root of each block's size, of what a table has at codes (rows, size).
+
+        In a dtype, (rows, d); the table is float64 and has a place for every code.
+        """
+        work = memory.empty(tuple(codes.shape), torch.float64)
+        for begin, count, size in self.pieces:
+            hadamard.enter_codes(codes, table, begin, count, size, work)
+        return self._restored(work, keys, scales.to(torch.float64).numpy(), dtype)
+
+    def _restored(self, work: Tensor, keys: Keys, factors: np.ndarray, dtype: torch.dtype) -> Tensor:
+        out = memory.empty((len(work), self.d), wide(dtype))
+        drawn = words(keys, self._words)
+        hadamard.leave(work, drawn, factors, 0, self.d, out)
+        return narrowed(out, dtype) if out.dtype != dtype else out
+
+    @property
+    def _words(self) -> int:
+        return -(-self.size // 64)
 
 
 def words(keys: Keys, count: int) -> np.ndarray:

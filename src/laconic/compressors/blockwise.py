@@ -16,6 +16,10 @@ from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema
 from laconic.kernels import nearest
 
+_LAYOUT = (
+    "the largest magnitude of each block at full width, then a zig-zag level per coordinate, entropy-coded where that"
+    " is shorter"
+)
 _SOURCE = Source(
     "Dettmers, Lewis, Shleifer, Zettlemoyer", 2021, "8-bit optimizers via block-wise quantization", "2110.02861"
 )
@@ -78,9 +82,7 @@ class Int8(_AbsMax):
 
     name = "int8"
     example = "int8"
-    layout = (
-        "the largest magnitude of each block at full width, then a zig-zag level -127..127 per coordinate in 8 bits"
-    )
+    layout = _LAYOUT
     source = _SOURCE
 
     @property
@@ -108,7 +110,7 @@ class Int4(_AbsMax):
 
     name = "int4"
     example = "int4"
-    layout = "the largest magnitude of each block at full width, then a zig-zag level -7..7 per coordinate in 4 bits"
+    layout = _LAYOUT
     source = _SOURCE
 
     @property

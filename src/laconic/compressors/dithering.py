@@ -37,8 +37,8 @@ _NATURAL = Source(
     "Natural compression for distributed deep learning",
     "1905.10988",
 )
-_CODES = "then a level per coordinate in zig-zag code of bit_length(2 levels) bits"
-_THREE = "then 2 bits per coordinate: 0 for zero, 1 for minus, 2 for plus"
+_CODES = "then a zig-zag level per coordinate, entropy-coded where that is shorter"
+_THREE = "then 0 for zero, 1 for minus or 2 for plus per coordinate, entropy-coded where that is shorter"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from laconic.core.entry import Source
 from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
-from laconic.core.rows import dot
+from laconic.kernels import dither
 from laconic.wire.coding import Bits
 
 
@@ -59,12 +59,13 @@ class Drive(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rotated = Rotation(math.prod(v.shape[1:])).shrunk(v, keys)
-        negative = rotated < 0
-        scale = dot(rotated.abs_(), torch.full_like(rotated, 1.0 / max(1, rotated.shape[1])))
-        return scale.to(wide(v.dtype)), negative.to(torch.uint8).view(-1)
+        size = max(1, rotated.shape[1])
+        most, unit, total, _ = dither.measure(rotated, size).view(-1, 4).unbind(-1)
+        mean = unit * (total / size) + 0.0 * most  # NaN where something is not finite
+        return narrowed(mean, wide(v.dtype)), dither.minus(rotated).view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         rotation = Rotation(math.prod(shape))
-        signs = 1.0 - 2.0 * message.codes[1].view(message.rows, rotation.size).to(torch.float64)
-        values = rotation.restored(signs, keys) * message.codes[0].to(torch.float64)[:, None]
-        return Dense(narrowed(values, dtype).reshape(message.rows, *shape))
+        codes, signs = message.codes[1].view(message.rows, rotation.size), torch.tensor([1.0, -1.0], dtype=torch.float64)
+        values = rotation.back_codes(codes, signs, message.codes[0], keys, dtype)
+        return Dense(values.view(message.rows, *shape))

@@ -17,7 +17,7 @@ from laconic.core.entry import Source
 from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
-from laconic.core.rows import dot
+from laconic.kernels import dither, nearest
 from laconic.wire.coding import Bits
 
 _SOURCE = Source(
@@ -66,8 +66,11 @@ class _Eden(Compressor):
 
     @staticmethod
     @abstractmethod
-    def _scale(rotated: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator of the scale of the levels, each of shape (rows,)."""
+    def _scale(square: float, products: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of the scale of the centroids q nearest to y, a vector of square norm `square`.
+
+        products and squares are <y, q> and ||q||^2, of shape (rows,).
+        """
 
     def share(self, d: int, n: int) -> float:
         return (64 + self.bits * Rotation(d).size) / (64 * d)
@@ -79,23 +82,18 @@ class _Eden(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rotated = Rotation(math.prod(v.shape[1:])).shrunk(v, keys)
-        rows, size = rotated.shape
-        most = rotated.abs().amax(1, keepdim=True) if size else rotated.new_zeros(rows, 1)
-        rotated /= torch.where(most > 0, most, 1.0)  # squares neither over- nor underflow
-        norms = dot(rotated, rotated).sqrt_()[:, None]
-        levels = centroids(self.bits)
-        cuts = (levels[1:] + levels[:-1]) / 2.0
-        normal = rotated * (math.sqrt(size) / torch.where(norms > 0, norms, 1.0))
-        places = torch.bucketize(normal, cuts, out_int32=True, right=True)
-        above, below = self._scale(rotated, torch.take(levels, places.to(torch.int64)))
-        scale = most[:, 0] * (above / torch.where(below > 0, below, 1.0))
-        return narrowed(scale, wide(v.dtype)), places.to(torch.uint8).view(-1)
+        size = max(1, rotated.shape[1])
+        most, unit, _, squares = dither.measure(rotated, size).view(-1, 4).unbind(-1)
+        root = unit * (squares / size).sqrt() + 0.0 * most  # the root mean square, NaN where something is not finite
+        codes, products, lengths = nearest.cells(rotated, root, centroids(self.bits))
+        above, below = self._scale(size, products, lengths)
+        return narrowed(root * (above / torch.where(below > 0, below, 1.0)), wide(v.dtype)), codes.view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         rotation = Rotation(math.prod(shape))
-        places = message.codes[1].view(message.rows, rotation.size).to(torch.int64) & ((1 << self.bits) - 1)
-        values = rotation.restored(centroids(self.bits)[places], keys) * message.codes[0].to(torch.float64)[:, None]
-        return Dense(narrowed(values, dtype).reshape(message.rows, *shape))
+        codes = message.codes[1].view(message.rows, rotation.size)
+        values = rotation.back_codes(codes, centroids(self.bits), message.codes[0], keys, dtype)
+        return Dense(values.view(message.rows, *shape))
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,8 @@ class Eden(_Eden):
     source = _SOURCE
 
     @staticmethod
-    def _scale(rotated: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        return dot(rotated, rotated), dot(rotated, levels)
+    def _scale(square: float, products: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(products, square), products
 
 
 @dataclass(frozen=True)
@@ -159,5 +157,5 @@ class BiasedEden(_Eden):
         return Contractive(ALPHAS[self.bits] if d > 1 else 1.0)
 
     @staticmethod
-    def _scale(rotated: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        return dot(rotated, levels), dot(levels, levels)
+    def _scale(square: float, products: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        return products, squares

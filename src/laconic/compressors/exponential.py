@@ -43,7 +43,7 @@ class ExponentialDithering(Compressor):
 
     name = "exponential_dithering"
     example = "exponential_dithering"
-    layout = "the norm at full width, then a level per coordinate in zig-zag code of bit_length(2 levels) bits"
+    layout = "the norm at full width, then a zig-zag level per coordinate, entropy-coded where that is shorter"
     source = Source(
         "Beznosikov, Horvath, Richtarik, Safaryan", 2020, "On biased compression for distributed learning", "2002.12410"
     )

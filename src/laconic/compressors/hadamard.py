@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laconic.compressors._parts import take_pure
-from laconic.compressors._rotation import PowerOfTwo, Rotation, narrowed
+from laconic.compressors._rotation import PowerOfTwo, Rotation
 from laconic.core.compressor import AB, Claim, Compressor, Decoded, Dense
 from laconic.core.entry import Source
 from laconic.core.floats import wide
@@ -51,18 +51,13 @@ class _Rotated(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rotation = Rotation(math.prod(v.shape[1:]), self.block)
-        rotated = rotation.shrunk(v, self._signs(keys))
-        for places, root in rotation.roots():
-            rotated[:, places] *= root
-        return self.compressor.codes(narrowed(rotated, wide(v.dtype)), _inner(keys))
+        rotated = rotation.scaled(rotation.shrunk(v, self._signs(keys)), wide(v.dtype))
+        return self.compressor.codes(rotated, _inner(keys))
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         rotation = Rotation(math.prod(shape), self.block)
         heard = self.compressor.decode(message, (rotation.size,), wide(dtype), _inner(keys)).dense()
-        rotated = heard.to(torch.float64, copy=True)
-        for places, root in rotation.roots():
-            rotated[:, places] /= root
-        return Dense(narrowed(rotation.restored(rotated, self._signs(keys)), dtype).reshape(message.rows, *shape))
+        return Dense(rotation.back(heard, self._signs(keys), dtype).view(message.rows, *shape))
 
 
 def _inner(keys: Keys) -> Keys:

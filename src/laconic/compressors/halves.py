@@ -87,7 +87,7 @@ class BFloat16(Compressor):
     """Every value at the nearest bfloat16 number (float32's exponents, 8 significant bits), ties to even.
 
     Claim: contractive with alpha = 1 - (u / (1 + u))^2, u = 2^-8 (derived from the relative error of rounding to
-    nearest; attained at 1 + u). Magnitudes under 2^-126 are off by up to 2^-134 absolutely and not relatively, and those
+    nearest; attained at 1 + u). Magnitudes under 2^-126 are off by up to 2^-134 absolutely and not relatively, those
     above the largest finite number, (2 - 2^-7) 2^127, arrive as that number. So that the claim is true of every float64
     vector, too, one whose largest magnitude is not in [2^-60, 2^127) is multiplied by a power of two that brings it to
     [1/2, 1) first, and its exponent is sent. Infinities and NaN stay what they are.
@@ -99,7 +99,7 @@ class BFloat16(Compressor):
     name = "bf16"
     aliases = ("bfloat16",)
     example = "bf16"
-    layout = "of float64 vectors an exponent in 16 bits; then every value as bfloat16, the upper 16 bits of IEEE binary32"
+    layout = "of float64 vectors an exponent in 16 bits; every value as bfloat16, the upper 16 bits of binary32"
     source = Source(
         "Kalamkar, Mudigere, Mellempudi, Das, Banerjee, Avancha, Vooturi, Jammalamadaka, Huang, Yuen, Yang, Park",
         2019,

@@ -130,3 +130,58 @@ def eight(v: Tensor, scales: Tensor, size: int, target: torch.dtype) -> Tensor:
     constants = fraction, magic, np.uint64(mantissa), np.uint64(offset)
     over_spans(_eight, *v.shape, *inputs, size, *constants, out.numpy())
     return out
+
+
+LANES = 32  # partial sums of a span: lane l adds the entries l, l + LANES, ...; then all are added in order
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _cells(low, high, v, units, half, cuts, centroids, out, sums):
+    """sums[row, span] = (sum |y| q, sum q^2) of y = v / unit and the magnitudes q of its centroids."""
+    d = v.shape[1]
+    spans = sums.shape[1]
+    b1, b2, b3, b4, b5, b6, b7 = cuts[0], cuts[1], cuts[2], cuts[3], cuts[4], cuts[5], cuts[6]
+    c0, c1, c2, c3 = centroids[0], centroids[1], centroids[2], centroids[3]
+    c4, c5, c6, c7 = centroids[4], centroids[5], centroids[6], centroids[7]
+    products, squares = np.empty(LANES), np.empty(LANES)
+    for piece in range(low, high):
+        row, begin, end = span(piece, d)
+        unit = units[row] if units[row] > 0.0 else math.inf  # zeros, or what is not finite
+        products[:], squares[:] = 0.0, 0.0
+        for start in range(begin, end, LANES):
+            here, there = v[row, start : min(start + LANES, end)], out[row, start : min(start + LANES, end)]
+            for lane in range(len(here)):
+                x = abs(here[lane]) / unit
+                place = (x >= b1) + (x >= b2) + (x >= b3) + (x >= b4) + (x >= b5) + (x >= b6) + (x >= b7)
+                q = c1 if x >= b1 else c0
+                q = c2 if x >= b2 else q
+                q = c3 if x >= b3 else q
+                q = c4 if x >= b4 else q
+                q = c5 if x >= b5 else q
+                q = c6 if x >= b6 else q
+                q = c7 if x >= b7 else q
+                there[lane] = half + place if here[lane] >= 0.0 else half - 1 - place
+                products[lane] += x * q
+                squares[lane] += q * q
+        product = square = 0.0
+        for lane in range(LANES):
+            product += products[lane]
+            square += squares[lane]
+        sums[row, piece % spans, 0], sums[row, piece % spans, 1] = product, square
+
+
+def cells(v: Tensor, units: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of the centroids nearest to y = v / unit, uint8 of shape (rows, d); and sums y q and q^2, (rows,).
+
+    v (rows, d) and units (rows,) are float64; centroids, float64, are at most 16, ascending, plus and minus the same.
+    """
+    (rows, d), half = v.shape, len(centroids) // 2
+    levels, cuts = np.zeros(8), np.full(7, math.inf)
+    levels[:half] = centroids[half:].numpy()
+    cuts[: half - 1] = (levels[1:half] + levels[: half - 1]) / 2.0
+    out, sums = memory.empty((rows, d), torch.uint8), np.zeros((rows, -(-d // SPAN), 2))
+    over_spans(_cells, rows, d, v.numpy(), units.numpy(), half, cuts, levels, out.numpy(), sums)
+    totals = np.zeros((rows, 2))
+    for part in range(sums.shape[1]):  # span after span
+        totals += sums[:, part]
+    return out, torch.from_numpy(totals[:, 0].copy()), torch.from_numpy(totals[:, 1].copy())

@@ -1,6 +1,6 @@
 """How fast compressors are, and how much they save: each figure beside a copy of the vector and plain torch.
 
-Machines are noisy, so nothing is an absolute number alone: every repetition times a one-pass `copy_` of the same vector,
+Machines are noisy, so no figure stands alone: every repetition times a one-pass `copy_` of the same vector,
 ours and the plain torch expression one after another, and medians of their ratios are reported.
 """
 
@@ -304,7 +304,8 @@ def size_of(spec: str, d: int = SIZES, n: int = 10) -> Size:
     decode()
     text, needed = _needed(compressor.claim(d, n))
     bits = 8 * len(packed) / d
-    return Size(str(compressor), text, needed, 32 / bits if bits else math.inf, bits, _seconds(encode), _seconds(decode))
+    saving = 32 / bits if bits else math.inf
+    return Size(str(compressor), text, needed, saving, bits, _seconds(encode), _seconds(decode))
 
 
 def sizes(d: int = SIZES, n: int = 10) -> Iterator[Size]:
