@@ -35,7 +35,9 @@ def specs() -> list[str]:
 
 
 class Subject(ABC):
-    """Something that messages are read for, by its schema."""
+    """Something that messages are read for, by its schema: `rows` of them at a time."""
+
+    rows: int
 
     @property
     @abstractmethod
@@ -120,6 +122,36 @@ class Fields(Subject):
     def use(self, message: Message) -> None:
         if any(int(offsets[-1]) != len(codes) for offsets, codes in zip(message.offsets, message.codes, strict=True)):
             raise AssertionError("offsets that are not those of the codes")
+
+
+@dataclass(frozen=True)
+class Row(Subject):
+    """n levels in one row, and nothing else."""
+
+    size: int
+    n: int
+    rows: int = 1
+
+    @property
+    def schema(self) -> Schema:
+        return (Slot(Levels(self.size), torch.uint8 if self.size <= 256 else torch.int16, self.n),)
+
+    def valid(self, seed: int) -> Message:
+        rng = np.random.default_rng(seed)
+        levels = np.minimum(rng.geometric((0.995, 0.6, 0.1)[seed % 3], self.n) - 1, self.size - 1)
+        return Message(self.schema, (torch.from_numpy(levels).to(self.schema[0].dtype),), 1)
+
+    def use(self, message: Message) -> None:
+        if len(message.codes[0]) != self.n:
+            raise AssertionError("another number of codes")
+
+    def escaped(self, rng: np.random.Generator) -> bytes:
+        """Behind the escape of docs/wire.md any bits, the rarer kind of them as rare as can be."""
+        width, words = plain_reader.group(self.size, self.n)
+        escape, width = (1, 1) if words == 1 << width else (words, width)
+        bits = rng.random(8 * int(rng.integers(1, 60))) < rng.choice((0.03, 0.2, 0.5, 0.8, 0.97))
+        number = escape | int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little") << width
+        return number.to_bytes((width + len(bits) + 7) // 8, "little")
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

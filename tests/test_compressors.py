@@ -28,6 +28,7 @@ from laconic.core.message import CountIn
 from laconic.core.registry import catalogue
 from laconic.core.spec import example, parse
 from laconic.wire.coding import Bits
+from laconic.wire.levels import Levels
 
 ROUNDING = 1e-13  # of sums of at most some thousand terms
 COMPRESSORS: list[Any] = [parse(example(cls)) for cls in catalogue().of_kind("compressor")]
@@ -264,29 +265,6 @@ def test_natural_variance_is_at_most_an_eighth(d: int) -> None:
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 6), (3, 1), (9, 4), (4, 10), (3, 7)])
-def test_claims_hold_within_sampling_error(compressor: Compressor, n: int, d: int) -> None:
-    """For entries without a test of their own too: mean, variance and contraction over 200 draws."""
-    claim = compressor.claim(d, n)
-    alpha = as_contractive(claim)
-    for values in nasty(d):
-        v = torch.from_numpy(values)
-        square = float(v @ v)
-        outcomes = torch.stack([send(compressor, v[None], keys_of(n, step).at([0]))[0] for step in range(200)])
-        error = ((outcomes - v) ** 2).sum(1)
-        spread = float(error.std()) / math.sqrt(len(error))
-        omega = as_unbiased(claim)
-        if omega is not None:
-            assert float(error.mean()) <= omega * square + 5 * spread + 1e-12 * square
-            off = float(((outcomes.mean(0) - v) ** 2).sum())
-            assert off <= 30 * omega * square / len(error) + 1e-24 * square  # 30 times its expectation, and rounding
-        if alpha is not None:
-            assert float(error.mean()) <= (1 - alpha) * square + 5 * spread + 1e-12 * square
-        if not square:
-            assert claim is None or not outcomes.any()
-
-
-@pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 2), (2, 2, 2)])
 @pytest.mark.parametrize("n", [1, 3, 11])
 def test_shapes_and_company_change_nothing(compressor: Compressor, shape: tuple[int, ...], n: int) -> None:
@@ -317,7 +295,7 @@ def test_views_and_float32(compressor: Compressor) -> None:
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 100), (3, 1), (7, 100), (100, 7)])
 def test_the_share_is_the_size_of_a_message(compressor: Compressor, n: int, d: int) -> None:
     """Of the values alone: indices and counts are not counted. On average over workers; where sizes are drawn from the
-    seed, over steps too; where they depend on the data, the share is an upper bound."""
+    seed, over steps too; where they depend on the data, the share is an upper bound. Levels count in full."""
     v = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sizes = []
     for step in range(200):
@@ -332,8 +310,11 @@ def test_the_share_is_the_size_of_a_message(compressor: Compressor, n: int, d: i
             )
             / (64 * n * d)
         )
-        if counts:
-            assert sizes[0] <= compressor.share(d, n)
+        levels = [slot.coding for slot in message.schema if isinstance(slot.coding, Levels)]
+        if levels:
+            sizes[-1] = float(message.bits.mean()) / (64 * d)
+        if counts or levels:
+            assert sizes[0] <= compressor.share(d, n) * (1 + 1e-12)
             return
         if all(isinstance(slot.count, int) for slot in message.schema):
             break

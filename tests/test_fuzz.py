@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from fuzzing import DAMAGES, DTYPES, SHAPES, Bytes, Fields, Subject, Vectors, honest, judge
+from fuzzing import DAMAGES, DTYPES, SHAPES, Bytes, Fields, Row, Subject, Vectors, honest, judge
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +99,22 @@ def test_damaged_levels_whose_number_the_message_says(
 @given(st.sampled_from(SIZES), st.integers(1, 40), st.lists(st.binary(max_size=40), min_size=1, max_size=3))
 def test_any_bytes_at_all(checked: Executor, size: int, most: int, rows: list[bytes]) -> None:
     verdict(checked, Fields(size, most, len(rows)), (b"".join(rows), tuple(map(len, rows))))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@given(st.sampled_from((1, 4, 31, 500, 2_000)), st.integers(0, 2**32))
+def test_any_bits_behind_the_escape_of_levels(checked: Executor, size: int, n: int, seed: int) -> None:
+    """A table, a number of codes that are not 0, a state: where random bytes seldom come."""
+    row, rng = Row(size, n), np.random.default_rng(seed)
+    for _ in range(4):
+        data = row.escaped(rng)
+        verdict(checked, row, (data, (len(data),)))
+    valid = bytearray(honest(row, seed % 6)[0])
+    for _ in range(4):  # a bit of a valid row's beginning
+        place = int(rng.integers(min(8 * len(valid), 100)))
+        valid[place // 8] ^= 1 << place % 8
+        verdict(checked, row, (bytes(valid), (len(valid),)))
+        valid[place // 8] ^= 1 << place % 8
 
 
 def test_both_verdicts_are_passed_on_every_kind_of_damage() -> None:

@@ -250,24 +250,27 @@ def test_scaled_sign_contracts_by_what_its_docstring_says(d: int) -> None:
     )
 
 
-def test_stochastic_sign_of_the_slide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stochastic_sign_of_the_slide() -> None:
     """(0.4, 0, -0.3) has norm 1/2 and is plus with probabilities 0.9, 0.5, 0.2."""
-    for probability, place in ((0.9, 0), (0.5, 1), (0.2, 2)):
-        for u, sign in ((probability - 1e-9, 1), (probability + 1e-9, -1)):
-            assert float(at([0.4, 0.0, -0.3], u, StochasticSign(), monkeypatch)[place]) == pytest.approx(sign / 2)
+    keys = keys_of(500)
+    out = send(StochasticSign(), torch.tensor([0.4, 0.0, -0.3], dtype=torch.float64).expand(500, 3), keys)
+    expected = np.where(keys.uniform(3).numpy() < [0.9, 0.5, 0.2], 0.5, -0.5)
+    np.testing.assert_allclose(out, expected, rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [1, 3, 8])
-def test_stochastic_sign_is_unbiased_with_omega_of_d_minus_1(d: int) -> None:
+def test_stochastic_sign_is_unbiased_with_omega_of_d_minus_1(d: int, dtype: torch.dtype) -> None:
     """Every outcome is +-||x||, so the variance is d ||x||^2 - ||x||^2 whatever is drawn; up where u says."""
     assert StochasticSign().claim(d, 3) == Unbiased(d - 1)
     keys = keys_of(40)
-    for x in vectors(d):
-        out = send(StochasticSign(), torch.from_numpy(x).expand(40, d), keys).numpy()
+    for values in vectors(d):
+        v = torch.from_numpy(values).to(dtype)
+        x, out = v.double().numpy(), send(StochasticSign(), v.expand(40, d), keys).double().numpy()
         norm = float(np.linalg.norm(x))
-        np.testing.assert_allclose(np.abs(out), norm, rtol=1e-14)
+        np.testing.assert_allclose(np.abs(out), norm, rtol=1e-14 if dtype == torch.float64 else 1e-7)
         probability = 0.5 + x / (2 * norm) if norm else np.full(d, 0.5)
-        np.testing.assert_array_equal(out > 0, (keys.uniform(d).numpy() < probability) & (norm > 0))
+        np.testing.assert_array_equal(out > 0, (uniforms(keys, d, dtype) < probability) & (norm > 0))
         np.testing.assert_allclose((2 * probability - 1) * norm, x, atol=1e-14 * norm)
 
 

@@ -66,7 +66,22 @@ def plain(v: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("d", [1, 2, 4, 8, BLOCK, 2 * BLOCK, 64 * BLOCK, 128 * BLOCK])
+def roots(rotation: Rotation) -> list[tuple[slice, float]]:
+    """The root of the size of its block, for the coordinates of each kind of blocks."""
+    return [(slice(begin, begin + count * size), math.sqrt(size)) for begin, count, size in rotation.pieces]
+
+
+def restored(rotation: Rotation, values: Tensor, keys: Any) -> Tensor:
+    """R' values times the root of each block's size, stage by stage."""
+    out = values.clone()
+    for begin, count, size in rotation.pieces:
+        for place in range(begin, begin + count * size, size):
+            out[:, place : place + size] = torch.from_numpy(plain(out[:, place : place + size].numpy()))
+    flip(out, keys.words(-(-rotation.size // 64)), 1.0, 0, rotation.size)
+    return out[:, : rotation.d]
+
+
+@pytest.mark.parametrize("d", [1, 2, 4, 8, 16, 128, BLOCK, 2 * BLOCK, 64 * BLOCK, 128 * BLOCK])
 def test_long_rows_have_the_bits_of_the_plain_transform(d: int, two_threads: None) -> None:
     v = normal(1 + (d < BLOCK), d, seed=d)
     out = transform(v.clone())
@@ -104,7 +119,42 @@ def test_a_rotation_is_orthogonal_block_by_block(d: int, block: int | None, piec
             one[:, : stretch.shape[1]] = stretch
             expected = (one * signs[:, place : place + size]) @ torch.from_numpy(hadamard(size).astype(float)) / size
             assert torch.equal(out[:, place : place + size], expected)  # whole numbers: exact
-    assert torch.equal(rotation.restored(out, keys), v)
+    assert torch.equal(restored(rotation, out, keys), v)
+    for dtype in (F64, torch.float32):
+        rotated = rotation.scaled(out, dtype)
+        assert torch.equal(rotated, torch.cat([out[:, p] * r for p, r in roots(rotation)] or [out], 1).to(dtype))
+        back = torch.cat([rotated[:, p].double() / r for p, r in roots(rotation)] or [out], 1)
+        assert torch.equal(rotation.back(rotated, keys, dtype), restored(rotation, back, keys).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(("d", "block"), [(BLOCK + 5, None), (3 * BLOCK + 70, BLOCK), (1000, 128), (100, 16)])
+def test_long_rotations_have_the_bits_of_the_plain_one(
+    d: int, block: int | None, dtype: torch.dtype, two_threads: None
+) -> None:
+    """There, and back from values and from codes; also where blocks are longer than a piece, and end in zeros."""
+    rotation, keys, v = Rotation(d, block), keys_of(2), normal(2, d, seed=d).to(dtype)
+    drawn = keys.words(-(-rotation.size // 64))
+    padded = torch.zeros(2, rotation.size, dtype=F64)
+    padded[:, :d] = v
+    flip(padded, drawn, 1.0, 0, rotation.size)
+    for begin, count, size in rotation.pieces:
+        stretch = padded[:, begin : begin + count * size]
+        stretch /= size
+        for some in stretch.split(size, 1):
+            some.copy_(torch.from_numpy(plain(some.numpy())))
+    out = rotation.shrunk(v, keys)
+    assert torch.equal(out, padded)
+    back = out.clone()
+    for places, root in roots(rotation):
+        back[:, places] /= root
+    assert torch.equal(rotation.back(out, keys, dtype), restored(rotation, back, keys).to(dtype))
+    table, scales = normal(4), torch.tensor([0.7, 3e38 if dtype == torch.float32 else 1.7e308], dtype=dtype)
+    codes = torch.from_numpy(np.random.default_rng(d).integers(0, 256, out.shape).astype(np.uint8))
+    expected = restored(rotation, table[codes.long() & 3], keys) * scales.double()[:, None]
+    most = torch.finfo(dtype).max
+    heard = rotation.back_codes(codes, table, scales, keys, dtype)
+    assert torch.equal(heard, expected.clamp(-most, most).to(dtype)) and float(heard[1].abs().max()) == most
 
 
 # ---- a compressor in another basis -----------------------------------------------------------------------------------
@@ -118,13 +168,13 @@ def test_a_rotated_compressor_is_the_compressor_on_rotated_vectors(d: int, block
     for wrap, signs in ((Hadamard, keys), (SharedHadamard, keys.shared)):
         for inner in (TopK(k=2), Natural(), RandK(k=1)):
             rotated = rotation.shrunk(v, signs)
-            for places, root in rotation.roots():
+            for places, root in roots(rotation):
                 rotated[:, places] *= root
             assert torch.allclose(squares(rotated), squares(v), rtol=1e-13)
             heard = send(inner, rotated, keys.scope("rotated"))
-            for places, root in rotation.roots():
+            for places, root in roots(rotation):
                 heard[:, places] /= root
-            assert torch.equal(send(wrap(inner, block), v, keys), rotation.restored(heard, signs))
+            assert torch.equal(send(wrap(inner, block), v, keys), restored(rotation, heard, signs))
         back = send(wrap(Identity(), block), v, keys)
         assert torch.allclose(back, v, rtol=0, atol=1e-15 * 8)
 
@@ -149,7 +199,7 @@ def test_rotated_dithering_keeps_mean_and_variance_over_all_signs(all_signs: Non
         v, omega, square = x.expand(count, d), LinfDithering(1).claim(rotation.size, 1).omega, float(x @ x)
         assert compressor.claim(d, 1) == Unbiased(omega)
         rotated = rotation.shrunk(v, keys_of(count))
-        for places, root in rotation.roots():
+        for places, root in roots(rotation):
             rotated[:, places] *= root
         largest = rotated.abs().amax(1)
         exact = largest * rotated.abs().sum(1) - square  # of TernGrad's draw, before coordinates are dropped

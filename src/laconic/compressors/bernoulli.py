@@ -16,6 +16,7 @@ from laconic.core.compressor import AB, Decoded, Sparse, Unbiased
 from laconic.core.entry import Interval, Source
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
+from laconic.kernels import masks
 from laconic.wire.coding import Bits
 
 
@@ -40,17 +41,22 @@ class Masked(Sparsifier):
         """Which coordinates each row keeps, bool of shape (rows, d)."""
 
     def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        return (Slot(Bits(8 * dtype.itemsize), dtype, self.mask(math.prod(shape), keys).sum(1).numpy()),)
+        return (Slot(Bits(8 * dtype.itemsize), dtype, masks.counts(self.mask(math.prod(shape), keys)).sum(1)),)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
-        return (flat[self.mask(flat.shape[1], keys)] / self.p,)
+        return (masks.kept(flat, *masks.positions(self.mask(flat.shape[1], keys))) / self.p,)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        mask = self.mask(math.prod(shape), keys)
+        positions, numbers = masks.positions(self.mask(math.prod(shape), keys))
         offsets = np.zeros(message.rows + 1, dtype=np.int64)
-        np.cumsum(mask.sum(1).numpy(), out=offsets[1:])
-        return Sparse(mask.nonzero()[:, 1].contiguous(), message.codes[0], offsets, shape)
+        np.cumsum(numbers.numpy(), out=offsets[1:])
+        return Sparse(positions, message.codes[0], offsets, shape)
+
+
+def coins(keys: Keys, d: int, probability: float) -> Tensor:
+    """Which uniform numbers of each row, at positions 0..d-1, are below the probability: bool of shape (rows, d)."""
+    return masks.coins(probability, keys.address, keys.workers, d)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Bernoulli(Masked):
         return Unbiased(1.0 / self.p - 1.0)
 
     def mask(self, d: int, keys: Keys) -> Tensor:
-        return keys.uniform(d) < self.p
+        return coins(keys, d, self.p)
 
 
 @dataclass(frozen=True)
@@ -105,4 +111,4 @@ class SharedBernoulli(Masked):
         return AB(0.0, -omega, omega)
 
     def mask(self, d: int, keys: Keys) -> Tensor:
-        return (keys.shared.uniform(d) < self.p).expand(keys.rows, d)
+        return coins(keys.shared, d, self.p).expand(keys.rows, d)

@@ -207,7 +207,8 @@ class NaturalDithering(Compressor):
 
     Claim: that of `exponential_dithering` with base 2, a = sqrt(d) 2^(1-s): unbiased with omega = a - 1 if a >= 9/4
     (attained where all magnitudes are equal), else 1/8 + 2 a^2 / 9; sqrt(d) - 1 if s = 1. Derived; sharper than the
-    1/8 + a min(1, a) of Horvath et al. Independent over workers and coordinates. A zero vector arrives as zero, one that is not finite as NaN.
+    1/8 + a min(1, a) of Horvath et al. Independent over workers and coordinates. A zero vector arrives as zero, one
+    that is not finite as NaN.
 
     Parameters
     ----------

@@ -150,7 +150,7 @@ class RandomImpK(_ByImportance):
 
 @dataclass(frozen=True)
 class ReweightedImpK(_ByImportance):
-    """TopK of w . v: sends w_j v_j where |w_j v_j| is largest, ties to the lower index: operator (9).
+    """TopK of the products w_j v_j: sends them where |w_j v_j| is largest, ties to the lower index: operator (9).
 
     No claim of its own: at w = 2 the error is as large as the vector, so it must not stand inside EF14 or EF21; for
     these there is `scaled_reweighted_impk`. Sent directly by one worker with w in [a, b], gradient descent converges
@@ -197,7 +197,7 @@ class RandomReweightedImpK(_ByImportance):
 
 @dataclass(frozen=True)
 class ScaledReweightedImpK(_ByImportance):
-    """TopK of (2 / (low + high)) w . v with w clipped into [low, high]: operator (9), made contractive.
+    """TopK of the products 2 w_j v_j / (low + high) with w clipped into [low, high]: operator (9), made contractive.
 
     Claim: contractive with alpha = (1 - rho^2) k low^2 / (k low^2 + (d - k) high^2), rho = (high - low) / (high + low),
     for every w (derived). Attained where the k coordinates kept have w = high and the others w = low, and all products

@@ -17,6 +17,8 @@ from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.wire.coding import Bits
 
+EXACT = 1 << 12  # coordinates up to which the order is a uniform permutation
+
 
 @dataclass(frozen=True)
 class PermK(Sparsifier):
@@ -77,6 +79,8 @@ class PermK(Sparsifier):
 
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         """The coordinates of every row, sorted within it, and where each row begins."""
+        if keys.n <= d and d > EXACT:
+            return _blocks(keys.seed, keys.step, keys.stream, keys.n, d, keys.workers.tobytes())
         everyone = _deal(keys.seed, keys.step, keys.stream, keys.n, d)
         coordinates, begins = everyone
         sizes = begins[keys.workers + 1] - begins[keys.workers]
@@ -105,3 +109,25 @@ def _deal(seed: int, step: int, stream: str, n: int, d: int) -> tuple[np.ndarray
     owner[order] = worker_of_block[block_of]
     np.cumsum(block_sizes[shuffled], out=begins[1:])
     return np.argsort(owner, kind="stable"), begins
+
+
+@functools.lru_cache(maxsize=8)
+def _blocks(seed: int, step: int, stream: str, n: int, d: int, workers: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates of these workers (int64), sorted for each, and where each one's begin: n <= d, images alone."""
+    keys = Keys(seed, step, stream, np.frombuffer(workers, dtype=np.int64), n).shared
+    block = keys.scope("workers").permutations(n)[0][np.frombuffer(workers, dtype=np.int64)]
+    q, r = divmod(d, n)
+    places, offsets = stretches(block * q + np.minimum(block, r), q + (block < r))
+    coordinates = keys.images(d, places)[0]
+    for size in {q, q + 1}:
+        rows = np.flatnonzero(np.diff(offsets) == size)
+        within = offsets[rows][:, None] + np.arange(size)
+        coordinates[within] = np.sort(coordinates[within], axis=1)
+    return coordinates, offsets
+
+
+def stretches(low: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """low[r], low[r] + 1, ... of every row, sizes[r] many, and where each row begins."""
+    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return np.repeat(low - offsets[:-1], sizes) + np.arange(offsets[-1]), offsets

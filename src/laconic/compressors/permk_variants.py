@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from laconic.compressors.composition import Sparsifier
-from laconic.compressors.permk import PermK
+from laconic.compressors.permk import PermK, stretches
 from laconic.core.compressor import AB, Decoded, Sparse
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
@@ -82,7 +82,7 @@ class PermKBlocks(Partition):
         shuffled = keys.shared.scope("workers").permutations(keys.n)[0]
         block = shuffled[keys.workers]
         q, r = divmod(d, keys.n)
-        return _stretches(block * q + np.minimum(block, r), q + (block < r))
+        return stretches(block * q + np.minimum(block, r), q + (block < r))
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,8 @@ class PermKSampling(Partition):
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         coordinates, begins = _sampled(keys.seed, keys.step, keys.stream, keys.n, d)
         low = begins[keys.workers]
-        places, offsets = _stretches(low, begins[keys.workers + 1] - low)
+        places, offsets = stretches(low, begins[keys.workers + 1] - low)
         return coordinates[places], offsets
-
-
-def _stretches(low: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """low[r], low[r] + 1, ... of every row, sizes[r] many, and where each row begins."""
-    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    return np.repeat(low - offsets[:-1], sizes) + np.arange(offsets[-1]), offsets
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ from laconic.core.entry import Count, Source
 from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
-from laconic.kernels import dither
+from laconic.kernels import dither, ladder, sides
 from laconic.wire.coding import Bits
 
 _BIT = "a bit per coordinate: 1 for minus"
@@ -140,11 +140,8 @@ class StochasticSign(Compressor):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         rows = flat(v)
-        d = rows.shape[1]
-        norms = euclidean(rows, max(1, d)).view(-1).clamp(max=torch.finfo(v.dtype).max)
-        scales = torch.where(norms > 0, norms, 1).to(torch.float64)
-        plus = keys.uniform(d) < 0.5 + 0.5 * (rows / scales[:, None])
-        return norms, (~plus).to(torch.uint8).view(-1)
+        norms = euclidean(rows, max(1, rows.shape[1])).view(-1).clamp(max=torch.finfo(v.dtype).max)
+        return norms, ladder.signs(rows, norms, keys.address, keys.workers).view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         return _decode(message.codes[1], message.codes[0], shape, dtype)
@@ -199,9 +196,8 @@ class OneBit(Compressor):
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         d = math.prod(shape)
-        places = 2 * (torch.arange(d) % self._used(d)) + message.codes[1].view(message.rows, d).to(torch.int64)
-        means = message.codes[0].view(message.rows, 2 * self._used(d))
-        return Dense(means.gather(1, places).to(dtype).view(message.rows, *shape))
+        codes, means = message.codes[1].view(message.rows, d), message.codes[0].view(message.rows, self._used(d), 2)
+        return Dense(sides.expand(codes, means, dtype).view(message.rows, *shape))
 
     def _used(self, d: int) -> int:
         return max(1, min(self.columns, d))

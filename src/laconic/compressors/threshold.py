@@ -13,9 +13,10 @@ from torch import Tensor
 from laconic.compressors.composition import Sparsifier
 from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Interval, Source
+from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import CountIn, Message, Schema, Slot
-from laconic.kernels import fold
+from laconic.kernels import dither, masks
 from laconic.wire.coding import Bits, Subset
 
 
@@ -51,8 +52,8 @@ class Thresholded(Sparsifier):
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
-        mask = self.mask(flat)
-        return mask.sum(1), mask.nonzero()[:, 1].contiguous(), flat[mask]
+        positions, numbers = masks.positions(self.mask(flat))
+        return numbers, positions, masks.kept(flat, positions, numbers)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         return Sparse(message.codes[1], message.codes[2], message.offsets[1], shape)
@@ -80,7 +81,7 @@ class Threshold(Thresholded):
     example = "threshold(t=0.01)"
 
     def mask(self, flat: Tensor) -> Tensor:
-        return flat.abs().double() >= self.t
+        return masks.at_least(flat.to(wide(flat.dtype)), torch.full((len(flat),), self.t, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ class RelativeThreshold(Thresholded):
         return Contractive(1.0 - self.t**2)
 
     def mask(self, flat: Tensor) -> Tensor:
-        magnitude = flat.abs().double()
-        largest = magnitude.amax(1, keepdim=True)
-        scaled = magnitude / largest.where(largest > 0, 1.0)  # no square overflows or vanishes
-        least = self.t * torch.sqrt(fold.dots(scaled, scaled) / flat.shape[1])
-        return (scaled >= least[:, None]) & (magnitude > 0)
+        rows = flat.to(wide(flat.dtype))
+        most, unit, _, squares = dither.measure(rows, max(1, rows.shape[1])).view(-1, 4).unbind(-1)
+        least = self.t * (unit * (squares / max(1, rows.shape[1])).sqrt()) + 0.0 * most
+        return masks.at_least(rows, least.clamp(min=5e-324))  # of zeros, none

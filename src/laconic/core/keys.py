@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.kernels import philox
+from laconic.kernels import bijection, philox
 from laconic.kernels.threads import over_rows
 
 SHARED = 0xFFFFFFFF  # the worker number of draws that all parties share
@@ -97,6 +97,15 @@ class Keys:
         out = np.empty((self.rows, d), dtype=np.int64)
         over_rows(philox.permutations, self.rows, 8 * out.size, self.address, self.workers, out)
         return out
+
+    def images(self, d: int, positions: np.ndarray) -> np.ndarray:
+        """The images of positions under a bijection of 0..d-1 per row, int64 of shape (rows, len(positions)).
+
+        Each is uniform, and no permutation of d is made; all d of them are no uniform permutation (kernels.bijection).
+        """
+        if len(positions) and not 0 <= positions.min() <= positions.max() < d:
+            raise ValueError(f"positions must lie in 0..{d - 1}")
+        return bijection.images(self.words(bijection.count(d)), d, positions)
 
     def subsets(self, d: int, k: int) -> np.ndarray:
         """A uniform sorted k-subset of 0..d-1 per row, int64 of shape (rows, k), from k draws (Floyd)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from laconic.kernels.threads import over_rows
 
-BLOCK = 1 << 12  # coordinates worked on together: 32 KiB, the nearest cache
+BLOCK = 1 << 13  # coordinates worked on together: 32 KiB, the nearest cache
 STREAMS = 1 << 6  # most places of a block that lie apart
 
 

@@ -144,25 +144,35 @@ def _cells(low, high, v, units, half, cuts, centroids, out, sums):
     c0, c1, c2, c3 = centroids[0], centroids[1], centroids[2], centroids[3]
     c4, c5, c6, c7 = centroids[4], centroids[5], centroids[6], centroids[7]
     products, squares = np.empty(LANES), np.empty(LANES)
+    ratios, levels, places = np.empty(NEAR), np.empty(NEAR), np.empty(NEAR, np.int32)
     for piece in range(low, high):
         row, begin, end = span(piece, d)
         unit = units[row] if units[row] > 0.0 else math.inf  # zeros, or what is not finite
         products[:], squares[:] = 0.0, 0.0
-        for start in range(begin, end, LANES):
-            here, there = v[row, start : min(start + LANES, end)], out[row, start : min(start + LANES, end)]
-            for lane in range(len(here)):
-                x = abs(here[lane]) / unit
-                place = (x >= b1) + (x >= b2) + (x >= b3) + (x >= b4) + (x >= b5) + (x >= b6) + (x >= b7)
+        for start in range(begin, end, NEAR):
+            count = min(NEAR, end - start)
+            here, there = v[row, start:][:count], out[row, start:][:count]
+            for j in range(count):
+                x = abs(here[j]) / unit
                 q = c1 if x >= b1 else c0
                 q = c2 if x >= b2 else q
                 q = c3 if x >= b3 else q
                 q = c4 if x >= b4 else q
                 q = c5 if x >= b5 else q
                 q = c6 if x >= b6 else q
-                q = c7 if x >= b7 else q
-                there[lane] = half + place if here[lane] >= 0.0 else half - 1 - place
-                products[lane] += x * q
-                squares[lane] += q * q
+                ratios[j], levels[j] = x, c7 if x >= b7 else q
+            for j in range(count):
+                x = ratios[j]
+                some = np.int32(x >= b1) + np.int32(x >= b2) + np.int32(x >= b3) + np.int32(x >= b4)
+                place = some + np.int32(x >= b5) + np.int32(x >= b6) + np.int32(x >= b7)
+                places[j] = place if here[j] >= 0.0 else ~place
+            for j in range(count):
+                there[j] = half + places[j]
+            ratios[count:], levels[count:] = 0.0, 0.0
+            for first in range(0, NEAR, LANES):
+                for lane in range(LANES):
+                    products[lane] += ratios[first + lane] * levels[first + lane]
+                    squares[lane] += levels[first + lane] * levels[first + lane]
         product = square = 0.0
         for lane in range(LANES):
             product += products[lane]
@@ -180,7 +190,7 @@ def cells(v: Tensor, units: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, 
     levels[:half] = centroids[half:].numpy()
     cuts[: half - 1] = (levels[1:half] + levels[: half - 1]) / 2.0
     out, sums = memory.empty((rows, d), torch.uint8), np.zeros((rows, -(-d // SPAN), 2))
-    over_spans(_cells, rows, d, v.numpy(), units.numpy(), half, cuts, levels, out.numpy(), sums)
+    over_spans(_cells, rows, d, v.numpy(), units.numpy(), np.int32(half), cuts, levels, out.numpy(), sums)
     totals = np.zeros((rows, 2))
     for part in range(sums.shape[1]):  # span after span
         totals += sums[:, part]
