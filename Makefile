@@ -3,18 +3,21 @@
 #   PYTHON=...       the interpreter that .venv is made with
 #   TORCH_INDEX=...  the package index torch is taken from (a CPU build, say); else the configured registry
 #   RUN=...          the directory of the demo's run
+#   SECONDS_OF_FUZZ  how long `make fuzz` tries messages once all is compiled
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN ?= runs/demo
+SECONDS_OF_FUZZ ?= 60
 BIN := .venv/bin
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup demo test check-full lint bench clean
+.PHONY: help setup demo test check-full fuzz lint bench clean
 
 help:
 	@echo "make demo        set up, compare the methods on real data, write $(RUN)/report.html"
 	@echo "make test        set up, then linters, type checker and tests"
 	@echo "make check-full  the same with the slow tests, more generated examples and the whole check of every compressor"
+	@echo "make fuzz        damaged messages for $(SECONDS_OF_FUZZ) s, for every decoder"
 	@echo "make bench       the benchmarks"
 	@echo "make setup       set up only"
 	@echo "make clean       remove what these commands made"
@@ -48,6 +51,13 @@ test: lint
 check-full: lint
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "slow or not slow"
 	$(BIN)/laconic check --whole
+
+# compiled code that checks bounds has a cache of its own, made anew: numba would not tell it from the other
+fuzz: setup
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]' || echo "atheris cannot be installed here"
+	@rm -rf build/fuzz && mkdir -p build/fuzz/findings
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=build/fuzz/cache LACONIC_FUZZ_OUT=build/fuzz/findings \
+		$(BIN)/python tests/fuzz_decoders.py $(SECONDS_OF_FUZZ)
 
 bench: setup
 	@for file in benchmarks/[a-z]*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

@@ -25,28 +25,28 @@ except ImportError:  # there are wheels for Linux and some versions of Python on
 with atheris.instrument_imports(include=["plain_reader"]) if atheris else contextlib.nullcontext():
     import plain_reader as plain_reader  # and nothing of laconic: numba compiles no instrumented code
 
-import fuzzing
-
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-SUBJECTS: list[fuzzing.Subject] = [
-    fuzzing.Vectors(spec, shape, dtype, rows)
-    for spec in fuzzing.specs()
-    for shape in fuzzing.SHAPES
-    for dtype in fuzzing.DTYPES
-    for rows in (1, 2)
-] + [
-    fuzzing.Fields(size, most, rows)
-    for size in (2, 3, 4, 5, 15, 16, 255, 256, 257, 1001, 65535)
-    for most in (1, 6, 40, 700)
-    for rows in (1, 2)
-] + [
-    fuzzing.Row(size, n)
-    for size in (2, 3, 4, 5, 15, 16, 255, 256, 257, 1001, 65535)
-    for n in (1, 4, 31, 500)
-]
+import fuzzing
+
+SUBJECTS: list[fuzzing.Subject] = (
+    [
+        fuzzing.Vectors(spec, shape, dtype, rows)
+        for spec in fuzzing.specs()
+        for shape in fuzzing.SHAPES
+        for dtype in fuzzing.DTYPES
+        for rows in (1, 2)
+    ]
+    + [
+        fuzzing.Fields(size, most, rows)
+        for size in (2, 3, 4, 5, 15, 16, 255, 256, 257, 1001, 65535)
+        for most in (1, 6, 40, 700)
+        for rows in (1, 2)
+    ]
+    + [fuzzing.Row(size, n) for size in (2, 3, 4, 5, 15, 16, 255, 256, 257, 1001, 65535) for n in (1, 4, 31, 500)]
+)
 RAW = len(fuzzing.DAMAGES)  # what to do: a damage, or from here on nothing but the bytes themselves
 VERDICTS: collections.Counter[str] = collections.Counter()
 
@@ -63,7 +63,9 @@ def run(data: bytes) -> None:
     else:
         rng = np.random.default_rng(int.from_bytes(rest, "little"))
         first, other = rng.integers(6), 6 + rng.integers(5)
-        given_bytes = fuzzing.DAMAGES[what](fuzzing.honest(subject, int(first)), fuzzing.honest(subject, int(other)), rng)
+        given_bytes = fuzzing.DAMAGES[what](
+            fuzzing.honest(subject, int(first)), fuzzing.honest(subject, int(other)), rng
+        )
     try:
         said = fuzzing.judge(subject, *given_bytes)
     except BaseException:
@@ -96,7 +98,13 @@ def with_atheris(seconds: int) -> None:
     for number, data in enumerate(valid_inputs()):
         (folder / str(number)).write_bytes(data)
     print(f"atheris, {seconds} s", flush=True)
-    options = [f"-max_total_time={seconds}", "-max_len=4096", "-rss_limit_mb=4096", "-timeout=20", "-print_final_stats=1"]
+    options = [
+        f"-max_total_time={seconds}",
+        "-max_len=4096",
+        "-rss_limit_mb=4096",
+        "-timeout=20",
+        "-print_final_stats=1",
+    ]
     where = f"-artifact_prefix={os.environ.get('LACONIC_FUZZ_OUT', '.')}/"
     atheris.Setup([sys.argv[0], *options, where, str(folder)], _counted(run, seconds))
     atheris.Fuzz()

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import plain_reader
 import torch
 
+import plain_reader
 from laconic.core.compressor import Compressor
 from laconic.core.keys import Keys
 from laconic.core.message import CountIn, Message, Schema, Slot
@@ -53,7 +53,7 @@ class Subject(ABC):
         """What the receiver does with a message that was read."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compressor(spec: str) -> Compressor:
     compressor = parse(spec)
     assert isinstance(compressor, Compressor)
@@ -173,20 +173,20 @@ def _joined(rows: Sequence[bytes]) -> Bytes:
 
 
 def truncated(rows: Sequence[bytes], other: Sequence[bytes], rng: np.random.Generator) -> Bytes:
-    row = rng.integers(len(rows))
+    row = int(rng.integers(len(rows)))
     kept = int(rng.integers(0, max(1, len(rows[row]))))
     return _joined([*rows[:row], rows[row][:kept], *rows[row + 1 :]])
 
 
 def extended(rows: Sequence[bytes], other: Sequence[bytes], rng: np.random.Generator) -> Bytes:
-    row, more = rng.integers(len(rows)), rng.integers(1, 20)
+    row, more = int(rng.integers(len(rows))), int(rng.integers(1, 20))
     tail = bytes(more) if rng.random() < 0.5 else rng.bytes(more)
     return _joined([*rows[:row], rows[row] + tail, *rows[row + 1 :]])
 
 
 def noise(rows: Sequence[bytes], other: Sequence[bytes], rng: np.random.Generator) -> Bytes:
     """Random bytes in the place of all, or behind the first few."""
-    kept = rng.integers(0, 9) if rng.random() < 0.5 else 0
+    kept = int(rng.integers(0, 9)) if rng.random() < 0.5 else 0
     return _joined([row[:kept] + rng.bytes(max(0, len(row) - kept)) for row in rows])
 
 
@@ -197,7 +197,7 @@ def flipped(rows: Sequence[bytes], other: Sequence[bytes], rng: np.random.Genera
     for _ in range(rng.integers(1, 5) if len(data) else 0):
         begin, length = 0, len(data)
         if rng.random() < 0.5:
-            row = rng.integers(len(rows))
+            row = int(rng.integers(len(rows)))
             begin, length = sum(lengths[:row]), min(8, lengths[row])
         if length:
             damaged[begin + rng.integers(length)] ^= np.uint8(1 << rng.integers(8))
@@ -216,7 +216,7 @@ def spliced(rows: Sequence[bytes], other: Sequence[bytes], rng: np.random.Genera
 def misled(rows: Sequence[bytes], other: Sequence[bytes], rng: np.random.Generator) -> Bytes:
     """Right bytes with lengths that are wrong: moved, negative, huge, or huge with a sum that comes out right."""
     data, lengths = _joined(rows)
-    wrong, row = list(lengths), rng.integers(len(rows))
+    wrong, row = list(lengths), int(rng.integers(len(rows)))
     other_row = (row + 1) % len(rows)
     by = int(rng.choice(HUGE)) if rng.random() < 0.5 else int(rng.integers(1, 9))
     wrong[row] = by if rng.random() < 0.5 else max(-(2**63), min(2**63 - 1, wrong[row] + by))

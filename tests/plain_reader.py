@@ -170,7 +170,9 @@ def shares(marks: list[int], fine: int, n: int) -> tuple[list[int], int]:
     most = max(eighths) // 8
     weights = [ROOTS[e % 8] >> most - e // 8 if e >= 0 else 0 for e in eighths]
     room, total = (1 << precision) - used, sum(weights)
-    freq = [max(1, weight * room // total) if weight or mark else 0 for weight, mark in zip(weights, marks, strict=True)]
+    freq = [
+        max(1, weight * room // total) if weight or mark else 0 for weight, mark in zip(weights, marks, strict=True)
+    ]
     freq[marks.index(max(marks))] += (1 << precision) - sum(freq)
     return freq, precision
 

@@ -1,4 +1,4 @@
-"""The keyed bijection of 0..d-1: against plain integers, exact and statistical laws, and the blocks PermK makes of it."""
+"""The keyed bijection of 0..d-1: against plain integers, exact and statistical laws, and PermK's blocks."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def shares(d: int, cells: int) -> np.ndarray:
 
 @pytest.mark.parametrize("d", [4097, 5003, 5041])
 def test_images_and_pairs_of_them_are_uniform(d: int) -> None:
-    """Over 6000 keys: 50 cells for an image, 8 x 8 for two, 60 for how far apart two are; near ones, and of one half."""
+    """Over 6000 keys: 50 cells for an image, 8 x 8 for two, 60 for how far apart two are, some alike in a half."""
     b = bijection.sides(d)[1]
     positions = np.array([0, 1, b, b + 1, d // 2, d - 1])
     drawn = np.concatenate([keys_of(2000, step).images(d, positions) for step in range(3)])

@@ -11,18 +11,17 @@ import multiprocessing
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from types import SimpleNamespace
 
-import fuzzing
 import numba
 import numpy as np
 import pytest
 import torch
-from fuzzing import DAMAGES, DTYPES, SHAPES, Bytes, Fields, Row, Subject, Vectors, honest, judge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.core.compressor import Packet
+import fuzzing
+from fuzzing import DAMAGES, DTYPES, SHAPES, Bytes, Fields, Row, Subject, Vectors, honest, judge
+from laconic.core.compressor import Compressor, Packet
 from laconic.core.flight import Uplink
 from laconic.core.keys import Keys
 from laconic.core.message import CountIn, Message, Slot
@@ -234,6 +233,7 @@ def test_an_announced_length_that_cannot_be_is_refused(length: int) -> None:
 def _part(spec: str, rows: int, private: bool) -> tuple[Uplink, bytes]:
     """A request for two vectors of each of two processes, and the bytes of rank 1: flags, lengths, messages."""
     compressor, block = parse(spec), Block(2, 4, 4)
+    assert isinstance(compressor, Compressor)
     keys = Keys(3, 5, "/up0", block.workers[:rows], 4)
     v = torch.from_numpy(np.random.default_rng(0).standard_normal((rows, 40)))
     message = compressor.message(v, keys)

@@ -17,7 +17,7 @@ from torch import Tensor
 from laconic.core import rows
 from laconic.core.keys import Keys
 from laconic.kernels import fold, natural, select_long
-from laconic.kernels.select import FEW, SAMPLE, largest, largest_reference
+from laconic.kernels.select import FEW, SAMPLE, largest, largest_of_sum, largest_reference
 from laconic.kernels.threads import over_rows
 
 DTYPES = [torch.float64, torch.float32]
@@ -380,11 +380,62 @@ def test_selection_by_a_sample_that_misleads_is_exact(values: list[float], data:
     low, high = sorted(int(patterns[data.draw(st.integers(0, len(values) - 1))]) for _ in range(2))
     with (
         mock.patch("laconic.kernels.select_long.LONG", 1),
-        mock.patch("laconic.kernels.select_long._bracket", lambda patterns, mask, k: (low, high)),
+        mock.patch("laconic.kernels.select_long._bracket", lambda *_: (low, high)),
     ):
         positions, kept = largest(v, k)
     expected = largest_reference(v, k)
     assert torch.equal(positions, expected[0]) and torch.equal(kept, expected[1])
+
+
+def patterns_of(tensor: Tensor) -> list[object]:
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]).tolist()
+
+
+@pytest.mark.parametrize("long", [1, select_long.LONG])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("d", [1, 2, 65, 5000])
+def test_selection_from_a_sum_or_a_difference_is_that_from_what_torch_forms(
+    dtype: torch.dtype, d: int, long: int
+) -> None:
+    """With ties, cancellation, zeros of both signs, NaN and infinities in either; and nothing is written to."""
+    rng = np.random.default_rng(8)
+    awkward, normal = rng.choice(AWKWARD, (2, 3, d)), rng.standard_normal((2, 3, d))
+    pairs = [tuple(awkward), tuple(normal), (awkward[0], normal[0]), (normal[0], awkward[0]), (normal[0], normal[0])]
+    for a, b in ((torch.from_numpy(a).to(dtype), torch.from_numpy(b).to(dtype)) for a, b in pairs):
+        before = patterns_of(a), patterns_of(b)
+        for formed, sign in ((a + b, 1), (a - b, -1)):
+            for k in sorted({k for k in (0, 1, 2, FEW, FEW + 1, d // 2, d) if k <= d}):
+                with mock.patch("laconic.kernels.select_long.LONG", long):
+                    positions, values = largest_of_sum(a, b, sign, k)
+                expected = largest_reference(formed, k)
+                assert torch.equal(positions, expected[0]) and patterns_of(values) == patterns_of(expected[1])
+        assert before == (patterns_of(a), patterns_of(b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selection_from_a_difference_of_long_vectors(dtype: torch.dtype, two_threads: None) -> None:
+    """Several spans, some without room for their candidates, and ties that are found by reading again."""
+    d = 2 * select_long.SPAN + 12345
+    rng = np.random.default_rng(9)
+    b = torch.from_numpy(rng.integers(-8, 9, (2, d)) / 8.0).to(dtype)
+    noise = torch.from_numpy(rng.standard_normal((2, d))).to(dtype)
+    grouped = noise * torch.where(torch.arange(d) < 9000, 1e6, 1e-6)  # one span holds all that is large
+    for a in (noise, b.flip(1), b + 0.5, b, grouped):
+        with mock.patch("laconic.kernels.select_long.LONG", 1):
+            for k in (1, d // 1000, d // 10, d - 1):
+                positions, values = largest_of_sum(a, b, -1, k)
+                expected = largest_reference(a - b, k)
+                assert torch.equal(positions, expected[0]) and bits_of(values) == bits_of(expected[1])
+
+
+def test_rows_of_sums_are_selected_alike_on_any_number_of_threads(two_threads: None) -> None:
+    a, b = torch.from_numpy(np.random.default_rng(10).standard_normal((2, 131, 997)))
+    two, values = largest_of_sum(a, b, 1, 7)
+    torch.set_num_threads(1)
+    assert torch.equal(largest_of_sum(a, b, 1, 7)[0], two) and torch.equal(largest_of_sum(a, b, 1, 7)[1], values)
+    apart = largest_of_sum(a.T.contiguous().T[7:19], b[7:19], 1, 7)  # a view that is not contiguous
+    assert torch.equal(apart[0], two[7:19]) and torch.equal(apart[1], values[7:19])
+    assert largest_of_sum(a[:0], b[:0], 1, 7)[0].shape == (0, 7)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])

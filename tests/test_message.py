@@ -19,6 +19,7 @@ from laconic.core.message import CountIn, Message, Slot, fixed_lengths
 from laconic.core.registry import catalogue
 from laconic.core.spec import example, parse
 from laconic.wire.coding import Bits, Malformed, Subset
+from laconic.wire.levels import Levels
 
 COMPRESSORS = [cls.name for cls in catalogue().of_kind("compressor")]
 
@@ -213,6 +214,17 @@ def test_a_row_is_padded_with_zeros_to_bytes_of_its_own() -> None:
         damaged[byte] |= np.uint8(1 << bit)
         with pytest.raises(Malformed, match="padding"):
             Message.unpack(damaged, message.nbytes, schema)
+
+
+@pytest.mark.parametrize("lead", range(1, 9))
+@pytest.mark.parametrize("size", [2, 3, 4, 15, 16, 255])
+def test_no_field_writes_beyond_its_row(size: int, lead: int) -> None:
+    """Rows of 0 to 40 levels, whose last bits lie anywhere in a byte; the row behind has its first field already."""
+    rng = np.random.default_rng(lead)
+    schema = (Slot(Bits(lead), torch.uint8, 1), Slot(Levels(size), torch.uint8, np.arange(41)))
+    levels = torch.from_numpy(rng.integers(0, size, 820).astype(np.uint8))
+    message = Message(schema, (torch.full((41,), (1 << lead) - 1, dtype=torch.uint8), levels), 41)
+    assert same(Message.unpack(message.pack(), message.nbytes, schema), message)
 
 
 # ---- a number of codes that the message itself says ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Kernels of what is rounded to the nearest, drawn up a ladder, or read back from means: each against its plain form."""
+"""Kernels that round to the nearest, draw up a ladder, or read back means, each against its plain form."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laconic.compressors import bernoulli
 from laconic.compressors.bernoulli import Bernoulli, SharedBernoulli
 from laconic.compressors.randk_replacement import RandKReplacement
 from laconic.compressors.threshold import RelativeThreshold, Threshold
@@ -34,7 +35,7 @@ def test_bernoulli_is_unbiased_and_its_variance_is_exactly_omega(
     """u runs over 0, 1/4, 1/2, 3/4 in every coordinate: u = p itself is not kept, and p = 1 keeps everything."""
     p, v = quarter / 4, wholes(1, d, d)[0].to(dtype)
     u = torch.tensor(list(itertools.product((0.0, 0.25, 0.5, 0.75), repeat=d)), dtype=torch.float64)
-    monkeypatch.setattr(Keys, "uniform", lambda self, count: u)
+    monkeypatch.setattr(bernoulli, "coins", lambda keys, d, p: u < p)
     out = send(Bernoulli(p), v.expand(len(u), d), keys_of(len(u))).double()
     claim = Bernoulli(p).claim(d, 2)
     assert claim == Unbiased(1 / p - 1)
@@ -51,9 +52,7 @@ def test_shared_bernoulli_compresses_the_mean_itself(monkeypatch: pytest.MonkeyP
     assert claim == AB(0.0, -(1 / p - 1), 1 / p - 1)
     draws = list(itertools.product((0.0, 0.25, 0.5, 0.75), repeat=d))
     for u in draws:
-        monkeypatch.setattr(
-            Keys, "uniform", lambda self, count, u=u: torch.tensor([u] * self.rows, dtype=torch.float64)
-        )
+        monkeypatch.setattr(bernoulli, "coins", lambda keys, d, p, u=u: torch.tensor([u] * keys.rows) < p)
         mean = send(SharedBernoulli(p), a, keys_of(n)).mean(0)
         total += mean
         error += float(((mean - a.mean(0)) ** 2).sum())

@@ -55,6 +55,16 @@ def owned(vector: Vector) -> Vector:
     return {"owned": [row.nonzero()[:, 0].tolist() for row in dense]}
 
 
+def block(vector: Vector) -> Vector:
+    """What one worker of many owns, read off what arrives of its vector of ones."""
+    worker, d = (
+        Keys(vector["seed"], vector["step"], vector["stream"], np.array([vector["worker"]]), vector["n"]),
+        vector["d"],
+    )
+    message = PermK().compress(torch.ones(1, d, dtype=torch.float64), worker)
+    return {"owned": PermK().decode(message, (d,), torch.float64, worker).dense()[0].nonzero()[:, 0].tolist()}
+
+
 def message(vector: Vector) -> Vector:
     """A message of every row, and what its bytes mean to a receiver who has these bytes and the schema alone."""
     compressor, dtype = cast(Compressor, parse(vector["compressor"])), getattr(torch, vector["dtype"])
@@ -77,7 +87,9 @@ RECOMPUTE: dict[str, Callable[[Vector], Vector]] = {
     "uniform": lambda v: {"numbers": keys(v).uniform(v["count"])[0].tolist()},
     "floyd": lambda v: {"subset": keys(v).subsets(v["d"], v["k"])[0].tolist()},
     "permutation": lambda v: {"permutation": keys(v).permutations(v["d"])[0].tolist()},
+    "images": lambda v: {"images": keys(v).images(v["d"], np.array(v["positions"]))[0].tolist()},
     "permk": owned,
+    "block": block,
     "message": message,
 }
 VECTORS: list[Vector] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,7 +18,7 @@ from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Amount, Count, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
-from laconic.kernels.select import largest
+from laconic.kernels.select import largest, largest_of_sum
 from laconic.wire.coding import Bits, Subset
 
 
@@ -66,14 +68,21 @@ class BlockTopK(Sparsifier):
         return Slot(Subset(d), torch.int64, total), Slot(Bits(8 * dtype.itemsize), dtype, total)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        rows, d = v.shape[0], math.prod(v.shape[1:])
-        flat, (block, k) = v.reshape(rows, d), self._each(d)
+        return self._kept(largest, v)
+
+    def codes_of_sum(self, v: Tensor, other: Tensor, sign: int, keys: Keys) -> tuple[Tensor, ...]:
+        return self._kept(functools.partial(largest_of_sum, sign=sign), v, other)
+
+    def _kept(self, select: Callable[..., tuple[Tensor, Tensor]], *vectors: Tensor) -> tuple[Tensor, ...]:
+        """What a selection from one or more matrices of rows keeps of every block."""
+        rows, d = vectors[0].shape[0], math.prod(vectors[0].shape[1:])
+        flat, (block, k) = [v.reshape(rows, d) for v in vectors], self._each(d)
         blocks = d // block
         whole = blocks * block
-        local, values = largest(flat[:, :whole].reshape(rows * blocks, block), k)
+        local, values = select(*(v[:, :whole].reshape(rows * blocks, block) for v in flat), k=k)
         first = torch.arange(blocks).mul_(block)[:, None]
         indices = (local.view(rows, blocks, k) + first).view(rows, blocks * k)
-        local, rest = largest(flat[:, whole:], min(k, d - whole))
+        local, rest = select(*(v[:, whole:] for v in flat), k=min(k, d - whole))
         indices = torch.cat([indices, local + whole], dim=1)
         return indices.view(-1), torch.cat([values.view(rows, blocks * k), rest], dim=1).view(-1)
 

@@ -193,13 +193,19 @@ class Composition(Compressor):
         )
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        shape, rows, inner = tuple(v.shape[1:]), v.shape[0], _inner(keys)
-        schema, kept = self.first.schema(shape, v.dtype, keys), self.first.codes(v, keys)
+        return self._further(self.first.codes(v, keys), tuple(v.shape[1:]), keys)
+
+    def codes_of_sum(self, v: Tensor, other: Tensor, sign: int, keys: Keys) -> tuple[Tensor, ...]:
+        return self._further(self.first.codes_of_sum(v, other, sign, keys), tuple(v.shape[1:]), keys)
+
+    def _further(self, kept: tuple[Tensor, ...], shape: tuple[int, ...], keys: Keys) -> tuple[Tensor, ...]:
+        """What travels instead of the first one's message: the second one's of its values."""
         *where, values = kept
+        rows, inner, schema = keys.rows, _inner(keys), self.first.schema(shape, values.dtype, keys)
         begins = Message(schema, kept, rows).offsets[-1]
         if isinstance(schema[-1].count, int):
             return *where, *self.second.codes(values.view(rows, schema[-1].count), inner)
-        slots = self.schema(shape, v.dtype, keys)[len(where) :]
+        slots = self.schema(shape, values.dtype, keys)[len(where) :]
         sizes = [_sizes(slot, np.diff(begins)) for slot in slots]
         out = [torch.zeros(int(size.sum()), dtype=slot.dtype) for slot, size in zip(slots, sizes, strict=True)]
         for m, own in _groups(np.diff(begins)):

@@ -66,6 +66,9 @@ class Drive(Compressor):
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         rotation = Rotation(math.prod(shape))
-        codes, signs = message.codes[1].view(message.rows, rotation.size), torch.tensor([1.0, -1.0], dtype=torch.float64)
+        codes, signs = (
+            message.codes[1].view(message.rows, rotation.size),
+            torch.tensor([1.0, -1.0], dtype=torch.float64),
+        )
         values = rotation.back_codes(codes, signs, message.codes[0], keys, dtype)
         return Dense(values.view(message.rows, *shape))

@@ -22,12 +22,14 @@ EXACT = 1 << 12  # coordinates up to which the order is a uniform permutation
 
 @dataclass(frozen=True)
 class PermK(Sparsifier):
-    """Every round a shared random permutation deals the d coordinates to the n workers; each sends its own, scaled.
+    """Every round the d coordinates in a shared random order are dealt to the n workers; each sends its own, scaled.
 
     d >= n: blocks of floor(d/n) or ceil(d/n) coordinates, Q_i(x) = n x on block i; which worker gets which block is
     a second uniform permutation, so that every coordinate goes to every worker with probability 1/n even where n does
-    not divide d. d < n: every worker gets one coordinate, each coordinate floor(n/d) or ceil(n/d) workers, and
-    Q_i(x) = d x on it.
+    not divide d. The shuffle of workers alone gives that, whatever the order of coordinates. So from 4097 coordinates
+    on the order is a keyed bijection, of which a worker needs its own d/n images only; up to there, and for d < n, it
+    is a uniform permutation. d < n: every worker gets one coordinate, each coordinate floor(n/d) or ceil(n/d) workers,
+    and Q_i(x) = d x on it.
 
     Claim: jointly A = B = 1 for d >= n, so equal vectors are averaged exactly; for n = q d + r,
     A = d (1 - s) / n and B = 1 - d s with s = q (d q - d + 2 r) / (n (n - 1)); omega = n - 1 or d - 1. The remainder

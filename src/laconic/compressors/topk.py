@@ -15,7 +15,7 @@ from laconic.core.compressor import Contractive, Decoded, Sparse
 from laconic.core.entry import Amount, Source, amount
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
-from laconic.kernels.select import largest
+from laconic.kernels.select import largest, largest_of_sum
 from laconic.wire.coding import Bits, Subset
 
 
@@ -63,10 +63,19 @@ class TopK(Sparsifier):
         return Slot(Subset(d), torch.int64, k), Slot(Bits(8 * dtype.itemsize), dtype, k)
 
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
+        flat = _flat(v)
         indices, values = largest(flat, amount(self.k, flat.shape[1]))
+        return indices.view(-1), values.view(-1)
+
+    def codes_of_sum(self, v: Tensor, other: Tensor, sign: int, keys: Keys) -> tuple[Tensor, ...]:
+        flat = _flat(v)
+        indices, values = largest_of_sum(flat, _flat(other), sign, amount(self.k, flat.shape[1]))
         return indices.view(-1), values.view(-1)
 
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         k = amount(self.k, math.prod(shape))
         return Sparse(message.codes[0], message.codes[1], np.arange(message.rows + 1) * k, shape)
+
+
+def _flat(v: Tensor) -> Tensor:
+    return v.reshape(v.shape[0], math.prod(v.shape[1:]))

@@ -159,6 +159,13 @@ class Compressor(Entry, ABC):
     def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
         """The codes of every slot of the schema for v (rows, *shape), flat over rows. Must not write to v."""
 
+    def codes_of_sum(self, v: Tensor, other: Tensor, sign: int, keys: Keys) -> tuple[Tensor, ...]:
+        """`codes` of v + other, or of v - other where the sign is -1, bit for bit; no views of v or other.
+
+        For compressors that need not form the sum. Not called for those with an explicit state.
+        """
+        return self.codes(fold.combined(v, other, sign), keys)
+
     @abstractmethod
     def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
         """What the message means, from the message and what the receiver knows."""

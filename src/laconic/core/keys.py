@@ -103,6 +103,7 @@ class Keys:
 
         Each is uniform, and no permutation of d is made; all d of them are no uniform permutation (kernels.bijection).
         """
+        positions = np.ascontiguousarray(positions, dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < d:
             raise ValueError(f"positions must lie in 0..{d - 1}")
         return bijection.images(self.words(bijection.count(d)), d, positions)

@@ -19,6 +19,7 @@ from laconic.core.keys import SERVER, Keys
 from laconic.core.message import Message
 from laconic.core.problem import Block
 from laconic.core.state import Leaf, Placement, flatten, put, restore, take
+from laconic.kernels.fold import combined
 
 _EXACT = Exact()
 
@@ -152,20 +153,49 @@ class Link:
 
     # ---- messages ---------------------------------------------------------------------------------------------
 
-    def compress(self, compressor: Compressor | None, v: Tensor, who: Cohort | None = None) -> Packet:
-        """Makes the messages of the local workers, one per row of v (as many rows as speak). Sends nothing."""
+    def compress(
+        self,
+        compressor: Compressor | None,
+        v: Tensor,
+        who: Cohort | None = None,
+        *,
+        plus: Tensor | None = None,
+        minus: Tensor | None = None,
+    ) -> Packet:
+        """Makes the messages of the local workers, one per row of v (as many rows as speak). Sends nothing.
+
+        They are those of v + plus or v - minus where one of these is given, which a compressor need not form.
+        """
         rows = np.arange(self.block.size) if who is None else who.rows
         if v.shape[0] != len(rows):
             raise ValueError(f"uplink of {v.shape[0]} rows for {len(rows)} speaking workers")
-        packet = self._pack(compressor or _EXACT, v, self.keys("up"), rows, self._lent)
+        if plus is not None and minus is not None:
+            raise ValueError("a message of v + plus or of v - minus, not of both at once")
+        other, sign = (plus, 1) if minus is None else (minus, -1)
+        packet = self._pack(compressor or _EXACT, v, self.keys("up"), rows, self._lent, other, sign)
         return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
 
-    def _pack(self, compressor: Compressor, v: Tensor, keys: Keys, rows: np.ndarray, lent: Any = None) -> Packet:
+    def _pack(
+        self,
+        compressor: Compressor,
+        v: Tensor,
+        keys: Keys,
+        rows: np.ndarray,
+        lent: Any = None,
+        other: Tensor | None = None,
+        sign: int = 1,
+    ) -> Packet:
+        """The message of v or, where there is an `other`, of v + sign other."""
         shape, everyone, borrowed = tuple(v.shape[1:]), len(rows) == keys.rows, isinstance(lent, compressor.borrows)
         state = lent if borrowed else self._state(compressor, shape, v.dtype, keys)
         if not everyone:
             keys, state = keys.at(rows), take(state, rows)
-        codes, state = compressor.advance(v, keys, state)
+        if other is None:
+            codes, state = compressor.advance(v, keys, state)
+        elif state is None:
+            codes = compressor.codes_of_sum(v, other, sign, keys)
+        else:
+            codes, state = compressor.advance(combined(v, other, sign), keys, state)
         message = Message(compressor.schema(shape, v.dtype, keys), codes, v.shape[0])
         return Packet(compressor, message, keys, shape, v.dtype, rows, state=None if borrowed else state)
 
@@ -188,16 +218,23 @@ class Link:
             self._root.states[address] = put(self._root.states[address], packet.rows, packet.state)
 
     async def uplink(
-        self, what: Packet | Compressor | None, v: Tensor | None = None, who: Cohort | None = None
+        self,
+        what: Packet | Compressor | None,
+        v: Tensor | None = None,
+        who: Cohort | None = None,
+        *,
+        plus: Tensor | None = None,
+        minus: Tensor | None = None,
     ) -> Sent:
         """Compresses, sends and decodes: one message to the server of each local worker in `who` (None: of all).
 
-        `what` is a packet made before, a compressor for v (speaking rows, *shape), or None for v as it is.
+        `what` is a packet made before, a compressor for v (speaking rows, *shape), or None for v as it is; `plus` and
+        `minus` are those of `compress`.
         """
         if not isinstance(what, Packet):
             if v is None:
                 raise ValueError("uplink needs a packet, or a compressor and values")
-            what = self.compress(what, v, who)
+            what = self.compress(what, v, who, plus=plus, minus=minus)
         sent = await Uplink(what)
         self._arrived(what)
         return sent

@@ -141,10 +141,8 @@ def _counts(slot: Slot, rows: int, codes: tuple[Tensor, ...] | list[Tensor]) -> 
         counts = codes[slot.count.slot].numpy().astype(np.int64)
         wrong = (counts < 0) | (counts > slot.count.most)
         if np.any(wrong):
-            row = int(np.argmax(wrong))
-            raise Malformed(
-                f"the count {counts[row]} of row {row}, which field {slot.count.slot} says, is not in 0..{slot.count.most}"
-            )
+            row, said = int(np.argmax(wrong)), f"which field {slot.count.slot} says"
+            raise Malformed(f"the count {counts[row]} of row {row}, {said}, is not in 0..{slot.count.most}")
         return counts
     return slot.count if isinstance(slot.count, np.ndarray) else np.full(rows, slot.count, dtype=np.int64)
 

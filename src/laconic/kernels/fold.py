@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.kernels import memory
 from laconic.kernels.threads import over_rows, over_spans, span
 
 LANES = 8
@@ -73,6 +74,11 @@ def _fast(tensor: Tensor) -> bool:
 
 def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
+
+
+def combined(v: Tensor, other: Tensor, sign: int) -> Tensor:
+    """v + other, or v - other where the sign is -1, as a fresh tensor; v is on the CPU."""
+    return torch.add(v, other, alpha=sign, out=memory.empty(tuple(v.shape), v.dtype))  # a factor of -1 is exact
 
 
 def scatter_rows(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from laconic.kernels.threads import over_rows
 
-BLOCK = 1 << 13  # coordinates worked on together: 32 KiB, the nearest cache
+BLOCK = 1 << 13  # coordinates worked on together: 64 KiB, a near cache
 STREAMS = 1 << 6  # most places of a block that lie apart
 
 
@@ -43,9 +43,7 @@ def _stages(x, half):
             a, b, c, d = rest[:half], rest[half:][:half], rest[2 * half :][:half], rest[3 * half :][:half]
             e, f, g, h = rest[4 * half :][:half], rest[5 * half :][:half], rest[6 * half :][:half], rest[7 * half :]
             for j in range(half):
-                a[j], b[j], c[j], d[j], e[j], f[j], g[j], h[j] = _three(
-                    a[j], b[j], c[j], d[j], e[j], f[j], g[j], h[j]
-                )
+                a[j], b[j], c[j], d[j], e[j], f[j], g[j], h[j] = _three(a[j], b[j], c[j], d[j], e[j], f[j], g[j], h[j])
         half *= 8
     while half < size:
         for start in range(0, size, 2 * half):
@@ -98,7 +96,9 @@ def _flip(low, high, values, words, factor, begin, end, pieces):
     """Stretches of BLOCK coordinates, counted through the rows, `pieces` of them in each."""
     for unit in range(low, high):
         first = begin + unit % pieces * BLOCK
-        _turn(values[unit // pieces, first : min(first + BLOCK, end)], words[unit // pieces % len(words)], first, factor)
+        _turn(
+            values[unit // pieces, first : min(first + BLOCK, end)], words[unit // pieces % len(words)], first, factor
+        )
 
 
 def flip(values: Tensor, words: np.ndarray, factor: float, begin: int, end: int) -> None:
@@ -129,9 +129,7 @@ def _enter(low, high, v, words, divisor, begin, pieces, block, values):
             _stages(there, 1)
 
 
-def enter(
-    v: Tensor, words: np.ndarray, divisor: float, begin: int, count: int, size: int, values: Tensor
-) -> None:
+def enter(v: Tensor, words: np.ndarray, divisor: float, begin: int, count: int, size: int, values: Tensor) -> None:
     """The transform of each of `count` blocks of `size` coordinates of v / divisor, from `begin` on, in values.
 
     v (rows, d) is float64 or float32, signs are as in `flip`; from d on there are zeros.

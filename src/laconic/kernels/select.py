@@ -1,4 +1,6 @@
-"""Exact selection of the k largest |v| of every row. Ties go to the lower index; NaN counts as largest.
+"""Exact selection of the k largest |v| of every row, v perhaps a sum or difference that is never in memory.
+
+Ties go to the lower index; NaN counts as largest.
 
 Magnitudes are compared as integers: the bit pattern without its sign orders like the absolute value.
 """
@@ -115,18 +117,23 @@ def _drop(positions, pool, size):
 
 
 @numba.njit(cache=True, nogil=True)
-def _largest(low, high, numbers, patterns, mask, width, k, out, values):
+def _largest(low, high, a, patterns, b, sign, mask, width, k, out, values):
     d = patterns.shape[1]
-    lanes = np.empty(max(16, 2 * min(k, FEW)) + 1, numbers.dtype)
+    sums = np.empty(0 if b is None else d, a.dtype)
+    numbers, row = sums, sums.view(patterns.dtype)
+    lanes = np.empty(max(16, 2 * min(k, FEW)) + 1, a.dtype)
     pattern = lanes.view(patterns.dtype)
     sample = np.empty(SAMPLE, np.uint64)
     positions = np.empty(d + 1, np.int64)
     pool = np.empty(d + 1, np.uint64)
     counts = np.empty(1 << DIGIT, np.int64)
     for r in range(low, high):
-        row = patterns[r]
+        if b is None:  # compiled by itself: None is a type
+            numbers, row = a[r], patterns[r]
+        else:
+            select_long.combine(a[r], b[r], sign, numbers)
         if k <= FEW:
-            lanes[-1] = _bound_by_lanes(numbers[r], k, lanes[:-1])
+            lanes[-1] = _bound_by_lanes(numbers, k, lanes[:-1])
             bound = uint64(pattern[-1])
         else:
             bound = _bound_by_sample(row, mask, k, sample)
@@ -164,22 +171,35 @@ def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if v.device.type == "cpu" and v.dtype == torch.bfloat16:  # widened, magnitudes keep their order and their ties
         positions, _ = largest(v.to(torch.float32), k)
         return positions, v.gather(1, positions)
-    if v.device.type != "cpu" or v.dtype not in (torch.float64, torch.float32):
-        return largest_reference(v, k)
-    rows = v.shape[0]
+    return _selected(v, None, 1, k) if _fast(v) else largest_reference(v, k)
+
+
+def largest_of_sum(v: Tensor, other: Tensor, sign: int, k: int) -> tuple[Tensor, Tensor]:
+    """`largest` of v + other, or of v - other where the sign is -1: the same bits, without the pass that forms them."""
+    if _fast(v):
+        return _selected(v, other, sign, k)
+    return largest(v + other if sign > 0 else v - other, k)
+
+
+def _fast(v: Tensor) -> bool:
+    return v.device.type == "cpu" and v.dtype in (torch.float64, torch.float32)
+
+
+def _selected(v: Tensor, other: Tensor | None, sign: int, k: int) -> tuple[Tensor, Tensor]:
+    """`largest_of_sum`, or `largest` where there is no other."""
+    rows, d = v.shape
     positions, values = memory.empty((rows, k), torch.int64), memory.empty((rows, k), v.dtype)
     if k == 0 or rows == 0:
         return positions, values
-    if v.shape[1] >= select_long.LONG:
-        for row, chosen, kept in zip(v, positions, values, strict=True):
-            select_long.largest(row.contiguous(), k, chosen, kept)
+    a, kept = v.contiguous().numpy(), values.numpy()
+    b = None if other is None else other.contiguous().numpy()
+    if d >= select_long.LONG:
+        for r in range(rows):
+            select_long.largest(a[r], a[r, :0] if b is None else b[r], sign, k, positions.numpy()[r], kept[r])
         return positions, values
-    size = v.element_size()
-    numbers = v.contiguous().numpy()
-    patterns = numbers.view(f"u{size}")
-    mask = np.uint64((1 << (8 * size - 1)) - 1)
-    out = values.numpy().view(f"u{size}")
-    over_rows(_largest, rows, v.numel(), numbers, patterns, mask, 8 * size, k, positions.numpy(), out)
+    width = 8 * v.element_size()
+    mask, patterns, out = np.uint64((1 << (width - 1)) - 1), a.view(f"u{width // 8}"), kept.view(f"u{width // 8}")
+    over_rows(_largest, rows, v.numel(), a, patterns, b, sign, mask, width, k, positions.numpy(), out)
     return positions, values
 
 

@@ -36,12 +36,11 @@ class Memory:
     error: Worker  # e_i, (local, *shape)
 
 
-async def _feed(compressor: Compressor, v: Tensor, error: Tensor, link: Link) -> tuple[Tensor, Memory]:
-    owed = error + v
-    sent = await link.uplink(compressor, owed)
-    kept = owed.clone()  # a message may be a view of `owed` that other parties have yet to read
-    sent.own.add_to(kept, scale=-1.0)
-    return sent.mean.dense(), Memory(kept)
+async def _feed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> tuple[Tensor, Memory]:
+    sent = await link.uplink(compressor, v, plus=memory.error)
+    memory.error += v
+    sent.own.add_to(memory.error, scale=-1.0)
+    return sent.mean.dense(), memory
 
 
 def _guarantee(mechanism: Mechanism, compressor: Compressor, setting: Setting, estimator: Estimator) -> Guarantee:
@@ -90,12 +89,12 @@ class EF14(Mechanism):
     source = _SOURCE
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
-        return await _feed(self.compressor, v, torch.zeros_like(v), link)
+        return await _feed(self.compressor, v, Memory(torch.zeros_like(v)), link)
 
     async def exchange(
         self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, Memory]:
-        return await _feed(self.compressor, v, memory.error, link)
+        return await _feed(self.compressor, v, memory, link)
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         return _guarantee(self, self.compressor, setting, estimator)
@@ -124,12 +123,12 @@ class EF14Inside(Mechanism):
     source = _SOURCE
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
-        return await _feed(self.compressor, v, torch.zeros_like(v), link)
+        return await _feed(self.compressor, v, Memory(torch.zeros_like(v)), link)
 
     async def exchange(
         self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, Memory]:
-        return await _feed(self.compressor, v, memory.error, link)
+        return await _feed(self.compressor, v, memory, link)
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         return _guarantee(self, self.compressor, setting, estimator)

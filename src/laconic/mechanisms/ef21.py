@@ -104,7 +104,7 @@ class EF21(Mechanism):
     async def exchange(
         self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, Memory]:
-        sent = await link.uplink(self.compressor, v.sub_(memory.shift))
+        sent = await link.uplink(self.compressor, v, minus=memory.shift)
         sent.own.add_to(memory.shift)
         sent.mean.add_to(memory.estimate)
         return memory.estimate, memory
@@ -165,7 +165,7 @@ class EF21SGDM(Mechanism):
         self, v: Tensor, memory: MomentumMemory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, MomentumMemory]:
         momentum = (1.0 - self.eta) * memory.momentum + self.eta * v
-        sent = await link.uplink(self.compressor, momentum - memory.shift)
+        sent = await link.uplink(self.compressor, momentum, minus=memory.shift)
         memory.momentum = momentum
         sent.own.add_to(memory.shift)
         sent.mean.add_to(memory.estimate)

@@ -69,7 +69,7 @@ class EF21BC(Mechanism):
     async def exchange(
         self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, Memory]:
-        sent = await link.uplink(self.up, v - memory.shift)
+        sent = await link.uplink(self.up, v, minus=memory.shift)
         mean = memory.mean + sent.mean.dense()
         change = await link.broadcast(mean - memory.estimate, self.down)
         sent.own.add_to(memory.shift)

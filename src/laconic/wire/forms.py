@@ -46,7 +46,7 @@ def put_fixed(codes, start, end, size, buffer, position):
             for digit in range(stop - j):
                 value = value * uint64(3) + uint64(codes[stop - 1 - digit])
         word |= value << uint64(fill)
-        fill += width
+        fill += width if j + most <= end else fixed_bits(size, end - j)  # what lies behind belongs to others
         while fill >= 8:
             buffer[byte] = np.uint8(word)
             word >>= uint64(8)
@@ -146,11 +146,13 @@ def _inner(what, size, width):
 @numba.njit(cache=True, nogil=True)
 def _sparse_bits(codes, start, end, size, many, marks, freq):
     """The bits of a row of which `many` codes are not 0, behind the escape."""
+    if many == 0:
+        return tables.bit_length(end - start)
     where, what = _nonzeros(codes, start, end, many)
     bits = np.zeros(1, np.int64)
     subsets.measure(0, 1, where, pair(int64(0), many), end - start, bits)
     total = bits[0] + tables.bit_length(end - start)
-    if many == 0 or size == 2:
+    if size == 2:
         return total
     inner, hists, hist = _inner(what, size, len(freq))
     return total + 1 + min(inner, tables.plan(hists, hist, size - 1, many, inner, marks, freq)[0])
@@ -227,36 +229,67 @@ def _put_sparse(codes, start, end, size, many, marks, freq, buffer, position):
 
 
 @numba.njit(cache=True, nogil=True)
-def _tally(codes, starts, first, counted, width):
-    """The histograms of a row's segments: counted beforehand from segment `first` on, or here if that is -1."""
-    if first >= 0:
-        return counted[first : first + len(starts) - 1]
-    hists = np.zeros((len(starts) - 1, width), np.int64)
-    count(int64(0), len(hists), codes, starts[:-1], starts[1:], hists)
-    return hists
+def _scratch(size):
+    """What the rows of a kernel's call need one after another: marks, frequencies, a histogram, counters, two ends."""
+    marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
+    return marks, freq, np.empty((1, size), np.int64), np.empty(4 * size, np.uint32), np.empty(2, np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_one(codes, start, end, size, turns, hist):
+    """The histogram of a row. Four counters of each code take turns where codes may be expected to repeat."""
+    if end - start < 4 * size:
+        hist[:] = 0
+        for j in range(uint64(start), uint64(end)):
+            hist[codes[j]] += 1
+        return
+    turns[:] = 0
+    j, one, two, three = uint64(start), uint64(size), uint64(2 * size), uint64(3 * size)
+    even = uint64(start + (end - start) // 4 * 4)
+    while j < even:
+        turns[codes[j]] += 1
+        turns[one + codes[j + uint64(1)]] += 1
+        turns[two + codes[j + uint64(2)]] += 1
+        turns[three + codes[j + uint64(3)]] += 1
+        j += uint64(4)
+    for at in range(even, uint64(end)):
+        turns[codes[at]] += 1
+    for code in range(uint64(size)):
+        hist[code] = int64(turns[code]) + turns[one + code] + turns[two + code] + turns[three + code]
 
 
 @numba.njit(cache=True, nogil=True)
 def measure(low, high, codes, offsets, size, first, counted, out):
-    marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
+    marks, freq, tally, turns, _ = _scratch(size)
+    hist = tally[0]
     for row in range(low, high):
         start, end = offsets[row], offsets[row + 1]
-        if start < end:
-            hists = _tally(codes, segments(start, end), first[row], counted, size)
+        if start == end:
+            continue
+        if first[row] < 0:
+            _count_one(codes, start, end, size, turns, hist)
+            out[row] += _choose(codes, start, end, size, tally, hist, marks, freq)[1]
+        else:
+            hists = counted[first[row] : first[row] + (end - start - 1) // rans.SEGMENT + 1]
             out[row] += _choose(codes, start, end, size, hists, _total(hists), marks, freq)[1]
 
 
 @numba.njit(cache=True, nogil=True)
 def write(low, high, codes, offsets, size, first, counted, buffer, cursor, freqs, places):
     """Writes all but the segments of rows that have several; of these it leaves frequencies and where they go."""
-    marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
+    marks, freq, tally, turns, starts = _scratch(size)
     for row in range(low, high):
         start, end, position = offsets[row], offsets[row + 1], cursor[row]
         if start == end:
             continue
-        starts = segments(start, end)
-        hists = _tally(codes, starts, first[row], counted, size)
-        form, _, many, plan = _choose(codes, start, end, size, hists, _total(hists), marks, freq)
+        hists, hist = tally, tally[0]
+        starts[0], starts[1] = start, end
+        if first[row] < 0:
+            _count_one(codes, start, end, size, turns, hist)
+        else:
+            hists = counted[first[row] : first[row] + (end - start - 1) // rans.SEGMENT + 1]
+            hist = _total(hists)
+        form, _, many, plan = _choose(codes, start, end, size, hists, hist, marks, freq)
         _, wide, words = group(size, end - start)
         flag = words == 1 << wide
         if form == FIXED:

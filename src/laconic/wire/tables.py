@@ -7,9 +7,13 @@ M / f a symbol, since M floor(x / f) + start + x mod f + M <= (x + M) M / f, and
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numba
 import numpy as np
-from numba import int64, uint64
+from llvmlite import ir
+from numba import float64, int64, types, uint64
+from numba.extending import intrinsic
 
 from laconic.wire import bits
 
@@ -35,6 +39,7 @@ def _logarithms() -> np.ndarray:
 
 
 LOGARITHMS = _logarithms()
+_WEIGHTS = np.array(POWERS, dtype=np.int64)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -49,13 +54,20 @@ def get(buffer, position, width):
     return bits.get(buffer, position, width)
 
 
+@intrinsic
+def _leading_zeros(typingctx: Any, value: Any) -> Any:  # of an int64; 64 of 0
+    def build(context, builder, signature, args):
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.int64), build
+
+
+_zeros = cast(Any, _leading_zeros)  # type checkers do not know that numba gives the first argument
+
+
 @numba.njit(cache=True, nogil=True)
 def bit_length(value):
-    length = 0
-    while value > 0:
-        value >>= 1
-        length += 1
-    return length
+    return 64 - _zeros(int64(value))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -76,11 +88,10 @@ def quantise(hist, top, count, marks):
     used, fine = 0, 0
     for code in range(top):
         used += hist[code] > 0
-    for limit in (46, 185, 740):
-        fine += count > limit * used
+    fine = int64(count > 46 * used) + int64(count > 185 * used) + int64(count > 740 * used)
     for code in range(top):
-        mark = 1 + (((_log2(hist[code]) << fine) + (1 << (FINE - 1))) >> FINE) if hist[code] > 0 else 0
-        marks[code] = min(mark, (32 << fine) - 1)
+        mark = 1 + (((_log2(max(hist[code], 1)) << fine) + (1 << (FINE - 1))) >> FINE)
+        marks[code] = min(mark, (32 << fine) - 1) if hist[code] > 0 else 0
     return fine
 
 
@@ -95,19 +106,19 @@ def _step_bits(step):
 def smooth(hist, top, marks):
     """Moves whole marks by one, or to the mark they are told from, where the table gains more than the codes lose.
 
-    A mark m makes a code's share 2^(m - 1), not h: the codes lose h log2(h) - h (m - 1) + (2^(m - 1) - h) log2(e).
+    A mark m makes a code's share 2^(m - 1), not h: the codes lose h log2(h) - h (m - 1) + (2^(m - 1) - h) log2(e), of
+    which the terms of h alone do not matter here.
     """
     before, last = marks[0], marks[0]
     for code in range(1, top):
-        own, best, least = marks[code], marks[code], int64(1) << 62
-        exact = hist[code] * _log2(hist[code]) if hist[code] > 0 else int64(0)
+        own, best, least, many = marks[code], marks[code], int64(1) << 62, hist[code]
+        if own == 0 and before == 0:  # any other mark costs two steps more
+            before, last = last, own
+            continue
         for choice in (own, before, own + 1, own - 1):
-            if choice < 0 or choice > 31 or (choice == 0 and (hist[code] > 0 or code == top - 1)):
+            if choice < 0 or choice > 31 or (choice == 0 and many > 0):
                 continue
-            share = int64(1) << (choice - 1) if choice > 0 else int64(0)
-            cost = (
-                exact - hist[code] * ((choice - 1) << FINE) + (share - hist[code]) * 1512775 if choice > 0 else int64(0)
-            )
+            cost = (1512775 << (choice - 1)) - many * (choice << FINE) if choice > 0 else int64(0)
             cost += _step_bits(choice - before)
             if code + 2 < top:
                 cost += _step_bits(marks[code + 2] - choice)
@@ -117,28 +128,28 @@ def smooth(hist, top, marks):
         before, last = last, best
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def frequencies(marks, top, count, fine, freq):
     """freq[code] out of 2^precision, in proportion to 2^(mark / 2^fine), at least 1 for a mark. Returns precision."""
-    used, best, total = 0, 0, 0
+    used, most, total = 0, int64(0), 0
     for code in range(top):
         used += marks[code] > 0
-        if marks[code] > marks[best]:
-            best = code
+        most = max(most, marks[code])
     precision = max(min(max(bit_length(count) + 2, 8), 14), min(bit_length(used) + 3, 16))
-    most = ((marks[best] - 1) << (3 - fine)) >> 3
+    octaves = ((most - 1) << (3 - fine)) >> 3
     for code in range(top):
-        freq[code] = 0
-        if marks[code] > 0:
-            eighths = (marks[code] - 1) << (3 - fine)
-            freq[code] = POWERS[eighths & 7] >> (most - (eighths >> 3))
-            total += freq[code]
+        eighths = (max(marks[code], 1) - 1) << (3 - fine)
+        weight = _WEIGHTS[eighths & 7] >> (octaves - (eighths >> 3))
+        freq[code] = weight if marks[code] > 0 else 0
+        total += freq[code]
     left = 1 << precision
-    room = left - used
-    for code in range(top):
-        if marks[code] > 0:
-            freq[code] = max(1, freq[code] * room // total)
-            left -= freq[code]
+    room, best = left - used, 0
+    for code in range(top):  # a quotient of integers below 2^48 rounds down as it should
+        share = max(1, int64(float64(freq[code] * room) / float64(total)))
+        freq[code] = share if marks[code] > 0 else 0
+        left -= freq[code]
+    while marks[best] < most:
+        best += 1
     freq[best] += left
     return precision
 
@@ -157,9 +168,8 @@ def _information(hist, freq, top, precision):
     """The bits of codes with this histogram, from above, in units of 2^-FINE, with what words that leave may cost."""
     total = 0
     for code in range(top):
-        if hist[code] > 0:
-            each = (precision << FINE) - _log2(freq[code])
-            total += hist[code] * (each + (each >> 18) + (each > 0))
+        each = (precision << FINE) - _log2(max(freq[code], 1))
+        total += hist[code] * (each + (each >> 18) + (each > 0))
     return total
 
 
@@ -170,37 +180,70 @@ def segment_words(hist, freq, top, precision):
 
 
 @numba.njit(cache=True, nogil=True)
+def _wide_bits(hists, freq, top, precision):
+    """The bits of the segments of eight states, with their padding."""
+    total = 7
+    for segment in range(len(hists)):
+        total += 32 + 64 * LANES + 32 * segment_words(hists[segment], freq, top, precision)
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _top(hist, size):
+    """One more than the highest code that occurs."""
+    while hist[size - 1] == 0:
+        size -= 1
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _marks(hist, top, count, marks):
+    """Fills marks. Returns fine."""
+    fine = quantise(hist, top, count, marks)
+    if fine == 0 and top > 8:
+        smooth(hist, top, marks)
+    return fine
+
+
+@numba.njit(cache=True, nogil=True)
+def _rice(marks, top, fine):
+    """(the Rice parameter with which the differences of marks take the fewest bits, how many)."""
+    zero, one, two, three, far = int64(0), int64(0), int64(0), int64(0), FAR + 5 + fine
+    for code in range(uint64(1), uint64(top)):
+        step = marks[code] - marks[max(code, uint64(2)) - uint64(2)]
+        folded = 2 * step if step >= 0 else -2 * step - 1
+        zero += folded + 1 if folded < FAR else far
+        one += (folded >> 1) + 2 if folded < 2 * FAR else far
+        two += (folded >> 2) + 3 if folded < 4 * FAR else far
+        three += (folded >> 3) + 4 if folded < 8 * FAR else far
+    best, rice = zero, int64(0)
+    if one < best:
+        best, rice = one, int64(1)
+    if two < best:
+        best, rice = two, int64(2)
+    if three < best:
+        best, rice = three, int64(3)
+    return rice, best
+
+
+@numba.njit(cache=True, nogil=True)
 def plan(hists, hist, size, count, most, marks, freq):
     """How to code `count` >= 1 codes whose histogram is `hist`, that of each segment a row of `hists`.
 
     Fills marks and freq. Returns (total, top, fine, rice, precision, body), where body is the bits of one state with
     its words, or -1 for eight states. HOPELESS bits where it cannot be shorter than `most`.
     """
-    top = size
-    while hist[top - 1] == 0:
-        top -= 1
+    top = _top(hist, size)
     if top >= most:
         return HOPELESS, top, 0, 0, 0, 0
-    fine = quantise(hist, top, count, marks)
-    if fine == 0 and top > 8:
-        smooth(hist, top, marks)
-    sums, before, last = np.zeros(4, np.int64), marks[0], marks[0]
-    for code in range(1, top):
-        step = marks[code] - before
-        folded = 2 * step if step >= 0 else -2 * step - 1
-        for rice in range(4):
-            sums[rice] += (folded >> rice) + 1 + rice if folded >> rice < FAR else FAR + 5 + fine
-        before, last = last, marks[code]
-    rice = np.argmin(sums)
+    fine = _marks(hist, top, count, marks)
+    rice, steps = _rice(marks, top, fine)
     precision = frequencies(marks, top, count, fine, freq)
-    total = bit_length(size - 1) + 4 + 5 + fine + sums[rice] + 1
+    total = bit_length(size - 1) + 4 + 5 + fine + steps + 1
     body = precision + ((_information(hist, freq, top, precision) + (1 << FINE) + (1 << (FINE - 7))) >> FINE)
     if body <= WIDE:
         return total + bit_length(most) + body, top, fine, rice, precision, body
-    total += 7
-    for segment in range(len(hists)):
-        total += 32 + 64 * LANES + 32 * segment_words(hists[segment], freq, top, precision)
-    return total, top, fine, rice, precision, int64(-1)
+    return total + _wide_bits(hists, freq, top, precision), top, fine, rice, precision, int64(-1)
 
 
 @numba.njit(cache=True, nogil=True)
