@@ -310,3 +310,12 @@ def test_two_threads_change_no_bit(two_threads: None) -> None:
         together = compressor.compress(v, keys_of(4)).pack()
         alone = [compressor.compress(v[r : r + 1], keys_of(4).at([r])).pack() for r in range(4)]
         assert np.array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("compressor", FLOATS, ids=str)
+@pytest.mark.parametrize("denormals", [[5e-324], [5e-324, -5e-324], [1.5e-323, 5e-324, -1e-323]])
+def test_floats_of_eight_bits_know_the_least_denormals(compressor: Any, denormals: list[float]) -> None:
+    """The largest magnitude of a block comes back, and the others off by half of it at most."""
+    v = torch.tensor([denormals], dtype=torch.float64)
+    out = send(compressor, v, keys_of(1))
+    assert out[0, 0] == v[0, 0] and float((out - v).abs().max()) <= 1e-323

@@ -99,8 +99,9 @@ def _eight(low, high, v, scales, size, fraction, magic, mantissa, offset, out):
             scale = np.float64(scales[row, block])
             here, there = v[row, start:][:count], out[row, start:][:count]
             if scale > 0.0:
+                up = 2.0**200 if scale < 2.0**-800 else 1.0  # a fraction of a denormal number would be rounded
                 for j in range(count):
-                    ratio = abs(np.float64(here[j])) * fraction / scale
+                    ratio = abs(np.float64(here[j])) * up * fraction / (scale * up)
                     ratios[j], whole[j] = ratio, ratio + magic
                 for j in range(count):
                     pattern = patterns[j]

@@ -108,9 +108,7 @@ def _get_pieces(low, high, starts, positions, width, words, out):
         position = uint64(positions[piece])
         for j in range(starts[piece], starts[piece + 1]):
             word, shift = position >> uint64(6), position & uint64(63)  # two shifts below, for one by 64 is none
-            upper = (words[word + uint64(1)] << uint64(1)) << (
-                uint64(63) - shift
-            )
+            upper = (words[word + uint64(1)] << uint64(1)) << (uint64(63) - shift)
             out[j] = ((words[word] >> shift) | upper) & mask
             position += uint64(width)
 

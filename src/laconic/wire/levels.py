@@ -41,8 +41,7 @@ class Levels(Coding):
     """Codes in 0..size-1, 2 <= size <= 65536: by their frequencies, or where they are not 0, or at fixed width.
 
     The fixed width is bit_length(size - 1) bits, for size = 3 five codes in eight bits. A row is never longer, but one
-    bit where size is a power of two. For size <= 255 it is also at most 1.05 count H + 64 bits, H the entropy of the
-    row's codes, or the fixed width, whichever is less; see docs/wire.md for what is known of larger alphabets.
+    bit where size is a power of two. How near to the entropy rows come, and for which codes, is in docs/wire.md.
     """
 
     size: int

@@ -168,13 +168,14 @@ def _get_row(buffer, position, stop, size, start, end, marks, freq, out, lengths
 def read(low, high, offsets, size, first, buffer, cursor, ends, out, freqs, places, lengths, well):
     """Reads all but the segments of rows that have several; of these it leaves frequencies, places and lengths."""
     marks, freq = np.empty(size, np.int64), np.empty(size, np.int64)
-    one = np.empty(1, np.int64)
+    one, starts = np.empty(1, np.int64), np.empty(2, np.int64)
     for row in range(low, high):
         start, end = offsets[row], offsets[row + 1]
         if start == end:
             continue
-        starts = segments(start, end)
-        own = lengths[first[row] : first[row] + len(starts) - 1] if first[row] >= 0 else one
+        starts[0], starts[1] = start, end
+        many = (end - start - 1) // rans.SEGMENT + 1
+        own = lengths[first[row] : first[row] + many] if first[row] >= 0 else one
         position, byte, top = _get_row(buffer, cursor[row], ends[row], size, start, end, marks, freq, out, own)
         well[row] = position >= 0
         if well[row]:

@@ -180,32 +180,6 @@ def segment_words(hist, freq, top, precision):
 
 
 @numba.njit(cache=True, nogil=True)
-def _wide_bits(hists, freq, top, precision):
-    """The bits of the segments of eight states, with their padding."""
-    total = 7
-    for segment in range(len(hists)):
-        total += 32 + 64 * LANES + 32 * segment_words(hists[segment], freq, top, precision)
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def _top(hist, size):
-    """One more than the highest code that occurs."""
-    while hist[size - 1] == 0:
-        size -= 1
-    return size
-
-
-@numba.njit(cache=True, nogil=True)
-def _marks(hist, top, count, marks):
-    """Fills marks. Returns fine."""
-    fine = quantise(hist, top, count, marks)
-    if fine == 0 and top > 8:
-        smooth(hist, top, marks)
-    return fine
-
-
-@numba.njit(cache=True, nogil=True)
 def _rice(marks, top, fine):
     """(the Rice parameter with which the differences of marks take the fewest bits, how many)."""
     zero, one, two, three, far = int64(0), int64(0), int64(0), int64(0), FAR + 5 + fine
@@ -233,17 +207,24 @@ def plan(hists, hist, size, count, most, marks, freq):
     Fills marks and freq. Returns (total, top, fine, rice, precision, body), where body is the bits of one state with
     its words, or -1 for eight states. HOPELESS bits where it cannot be shorter than `most`.
     """
-    top = _top(hist, size)
+    top = size
+    while hist[top - 1] == 0:
+        top -= 1
     if top >= most:
         return HOPELESS, top, 0, 0, 0, 0
-    fine = _marks(hist, top, count, marks)
+    fine = quantise(hist, top, count, marks)
+    if fine == 0 and top > 8:
+        smooth(hist, top, marks)
     rice, steps = _rice(marks, top, fine)
     precision = frequencies(marks, top, count, fine, freq)
     total = bit_length(size - 1) + 4 + 5 + fine + steps + 1
     body = precision + ((_information(hist, freq, top, precision) + (1 << FINE) + (1 << (FINE - 7))) >> FINE)
     if body <= WIDE:
         return total + bit_length(most) + body, top, fine, rice, precision, body
-    return total + _wide_bits(hists, freq, top, precision), top, fine, rice, precision, int64(-1)
+    total += 7
+    for segment in range(len(hists)):
+        total += 32 + 64 * LANES + 32 * segment_words(hists[segment], freq, top, precision)
+    return total, top, fine, rice, precision, int64(-1)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -257,11 +238,11 @@ def put_table(marks, top, fine, rice, size, buffer, position):
         folded = 2 * step if step >= 0 else -2 * step - 1
         quotient = folded >> rice
         if quotient < FAR:
-            position = put(buffer, position, (uint64(1) << uint64(quotient)) - uint64(1), quotient + 1)
-            position = put(buffer, position, uint64(folded), rice)
+            ones, rest, width = quotient, uint64(folded & ((1 << rice) - 1)) << uint64(1), 1 + rice
         else:
-            position = put(buffer, position, (uint64(1) << uint64(FAR)) - uint64(1), int64(FAR))
-            position = put(buffer, position, uint64(marks[code]), 5 + fine)
+            ones, rest, width = int64(FAR), uint64(marks[code]), 5 + fine
+        word = (uint64(1) << uint64(ones)) - uint64(1) | rest << uint64(ones)
+        position = put(buffer, position, word, ones + width)
         before, last = last, marks[code]
     return position
 
@@ -282,15 +263,19 @@ def get_table(buffer, position, stop, size, marks):
     position += 5 + fine
     before, last = marks[0], marks[0]
     for code in range(1, top):
-        quotient = 0
-        while quotient < FAR and position < stop and get(buffer, position, int64(1)):
-            quotient += 1
-            position += 1
-        width = 5 + fine if quotient == FAR else 1 + rice
-        if position + width > stop:
+        if position >= stop:
             return int64(-1), int64(0), int64(0)
-        mark = int64(get(buffer, position, width))
-        position += width
+        byte, quotient = position >> 3, int64(0)  # a stream has room for a word behind its end
+        window = int64(buffer[byte]) | int64(buffer[byte + 1]) << 8 | int64(buffer[byte + 2]) << 16
+        window >>= position & 7
+        while quotient < FAR and window & 1:
+            window >>= 1
+            quotient += 1
+        width = 5 + fine if quotient == FAR else 1 + rice
+        position += quotient + width
+        if position > stop:
+            return int64(-1), int64(0), int64(0)
+        mark = window & ((1 << width) - 1)
         if quotient < FAR:
             folded = (quotient << rice) + (mark >> 1)
             mark = before + (-((folded + 1) >> 1) if folded & 1 else folded >> 1)
