@@ -21,6 +21,7 @@ from laconic.kernels.threads import over_rows
 LONG = 1 << 18  # coordinates from which this pays
 SPAN = 1 << 16  # coordinates of a piece of work
 NEAR = 1 << 12  # coordinates that are read twice while they are in the nearest cache
+FEW = 1 << 6  # coordinates that are looked at one by one if any of them counts
 SAMPLE = 1 << 14
 DIGIT = 11  # bits per pass of the radix selection
 
@@ -65,27 +66,29 @@ def _read(a, b, sign, begin, end, room):
 @numba.njit(cache=True, nogil=True)
 def _note(low, high, a, b, sign, mask, least, most, positions, noted, counts):
     """Per span: what has a magnitude above `least`, if there is room for all; how many, above `most`, and equal."""
-    found, room = np.empty(NEAR + 1, positions.dtype), np.empty(NEAR, a.dtype)
+    found, room = np.empty(NEAR + 1, np.uint16), np.empty(NEAR, a.dtype)
     for span in range(low, high):
         begin, end = span * SPAN, min((span + 1) * SPAN, len(a))
         size = above = ties = 0
         for start in range(begin, end, NEAR):
             piece = _read(a, b, sign, start, min(start + NEAR, end), room).view(noted.dtype)
-            here = 0
-            for j in range(len(piece)):  # counting alone is done by vector instructions
-                magnitude = piece[j] & mask
-                here += magnitude > least
-                above += magnitude > most
-                ties += magnitude == least
-            if here and size + here <= positions.shape[1]:
-                place = 0
-                for j in range(len(piece)):
-                    found[place] = j
-                    place += (piece[j] & mask) > least
-                for i in range(here):
+            place = 0
+            for first in range(0, len(piece), FEW):
+                few, here = piece[first : first + FEW], 0
+                for j in range(len(few)):  # counting alone is done by vector instructions
+                    magnitude = few[j] & mask
+                    here += magnitude > least
+                    above += magnitude > most
+                    ties += magnitude == least
+                if here:
+                    for j in range(len(few)):
+                        found[place] = first + j
+                        place += (few[j] & mask) > least
+            if size + place <= positions.shape[1]:
+                for i in range(place):
                     positions[span, size + i] = start + found[i]
                     noted[span, size + i] = piece[found[i]]
-            size += here
+            size += place
         counts[span, 0], counts[span, 1], counts[span, 2] = size, above, ties
 
 
