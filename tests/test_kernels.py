@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from fractions import Fraction
 from unittest import mock
 
@@ -458,3 +460,20 @@ def test_positions_from_elsewhere_are_checked(place: int) -> None:
     with pytest.raises(ValueError, match=r"not in 0..4"):
         fold.fold_sparse(indices, values, 1.0, target[0])
     assert target.sum() == 4.0
+
+
+AT_EXIT = """
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate() if thread.name == "laconic-kernel"]))
+import torch
+from laconic.kernels import fold
+torch.set_num_threads(2)
+fold.finite(torch.ones(2, 400_000))
+assert any(thread.name == "laconic-kernel" for thread in threading.enumerate())
+"""
+
+
+def test_helping_threads_are_gone_before_the_interpreter_is_taken_down() -> None:
+    """One that woke up later could abort the process after all its work was done."""
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

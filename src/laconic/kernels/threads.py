@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -43,21 +44,29 @@ class _Job:
                     self.finished.release()
 
 
-_waiting: SimpleQueue[_Job] = SimpleQueue()
-_started = 0
+_waiting: SimpleQueue[_Job | None] = SimpleQueue()
+_helpers: list[threading.Thread] = []
 
 
-def _helper() -> None:
-    while True:
-        _waiting.get().work()
+def _help() -> None:
+    while (job := _waiting.get()) is not None:
+        job.work()
+
+
+@atexit.register
+def _dismiss() -> None:
+    """A thread that wakes up while the interpreter is taken down would take the whole process down with an abort."""
+    for _ in _helpers:
+        _waiting.put(None)
+    for helper in _helpers:
+        helper.join(timeout=1.0)
 
 
 def _call(helpers: int, job: _Job) -> None:
     """Asks that many other threads to help; one that wakes up late finds nothing left to do."""
-    global _started
-    while _started < helpers:
-        threading.Thread(target=_helper, name="laconic-kernel", daemon=True).start()
-        _started += 1
+    while len(_helpers) < helpers:
+        _helpers.append(threading.Thread(target=_help, name="laconic-kernel", daemon=True))
+        _helpers[-1].start()
     for _ in range(helpers):
         _waiting.put(job)
 
