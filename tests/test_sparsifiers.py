@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from laconic.compressors.topk import TopK
 from laconic.compressors.topk_permk import TopKPermK
 from laconic.compressors.unscaled_randk import UnscaledRandK
 from laconic.core.compressor import AB, Compressor, Contractive
-from laconic.core.keys import Keys
+from laconic.core.keys import SERVER, Keys
 from laconic.core.message import Message
+from laconic.core.spec import parse
 from sending import keys_of, send, wholes
 
 DTYPES = [torch.float64, torch.float32]
@@ -286,3 +288,13 @@ def test_block_topk_contracts_with_equality_on_full_blocks(d: int, block: int) -
             if place == 0 and (d % block == 0 or d < block):
                 assert error == pytest.approx((1 - alpha) * d, abs=1e-12)
     assert BlockTopK(0.5, 4).claim(100, 1) == Contractive(0.5) and BlockTopK(0.3, 10).claim(5, 1) == Contractive(0.4)
+
+
+@pytest.mark.parametrize("spec", ["permk", "permk_blocks", "permk_sampling", "topk_permk(k=2)"])
+@pytest.mark.parametrize(("worker", "n"), [(5, 3), (2, 2), (-1, 3), (SERVER, 4)])
+def test_coordinates_are_dealt_to_workers_alone(spec: str, worker: int, n: int) -> None:
+    compressor: Any = parse(spec)
+    keys = Keys(0, 0, "/up0", np.array([0, worker]), n)
+    for d in (10, 5000):
+        with pytest.raises(ValueError, match=rf"for worker {worker} of n = {n} : .* numbers must be below n"):
+            compressor.compress(torch.ones(2, d), keys)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from laconic.core.compressor import AB, Claim, Compressor, Contractive, Unbiased, as_contractive, as_joint, as_unbiased
 from laconic.core.entry import Entry
+from laconic.core.keys import Keys
 from laconic.core.message import CountIn, Message, Schema, Slot
 
 
@@ -59,3 +62,14 @@ def worst(claims: Sequence[Claim | None], n: int) -> Claim | None:
         return AB(max(one.A for one in joint), min(one.B for one in joint), max(one.omega for one in joint))
     alphas = [alpha for alpha in map(as_contractive, claims) if alpha is not None]
     return Contractive(min(alphas)) if claims and len(alphas) == len(claims) else None
+
+
+def dealt(owner: Entry, keys: Keys) -> np.ndarray:
+    """The workers of the rows, int64. Raises ValueError where coordinates are dealt to workers and these are none."""
+    outside = (keys.workers < 0) | (keys.workers >= keys.n)
+    if outside.any():
+        raise ValueError(
+            f"{owner} for worker {keys.workers[outside][0]} of n = {keys.n} : it deals the coordinates to"
+            " workers, whose numbers must be below n; give those of the whole problem, and the server another compressor"
+        )
+    return keys.workers

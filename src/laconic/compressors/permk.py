@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors._parts import dealt
 from laconic.compressors.composition import Sparsifier
 from laconic.core.compressor import AB, Decoded, Sparse
 from laconic.core.entry import Source
@@ -81,14 +82,15 @@ class PermK(Sparsifier):
 
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         """The coordinates of every row, sorted within it, and where each row begins."""
+        workers = dealt(self, keys)
         if keys.n <= d and d > EXACT:
-            return _blocks(keys.seed, keys.step, keys.stream, keys.n, d, keys.workers.tobytes())
+            return _blocks(keys.seed, keys.step, keys.stream, keys.n, d, workers.tobytes())
         everyone = _deal(keys.seed, keys.step, keys.stream, keys.n, d)
         coordinates, begins = everyone
-        sizes = begins[keys.workers + 1] - begins[keys.workers]
+        sizes = begins[workers + 1] - begins[workers]
         offsets = np.zeros(keys.rows + 1, dtype=np.int64)
         np.cumsum(sizes, out=offsets[1:])
-        starts = np.repeat(begins[keys.workers] - offsets[:-1], sizes)
+        starts = np.repeat(begins[workers] - offsets[:-1], sizes)
         return coordinates[starts + np.arange(offsets[-1])], offsets
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.compressors._parts import dealt
 from laconic.compressors.composition import Sparsifier
 from laconic.compressors.permk import PermK, stretches
 from laconic.core.compressor import AB, Decoded, Sparse
@@ -80,7 +81,7 @@ class PermKBlocks(Partition):
 
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         shuffled = keys.shared.scope("workers").permutations(keys.n)[0]
-        block = shuffled[keys.workers]
+        block = shuffled[dealt(self, keys)]
         q, r = divmod(d, keys.n)
         return stretches(block * q + np.minimum(block, r), q + (block < r))
 
@@ -102,8 +103,8 @@ class PermKSampling(Partition):
 
     def owned(self, d: int, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         coordinates, begins = _sampled(keys.seed, keys.step, keys.stream, keys.n, d)
-        low = begins[keys.workers]
-        places, offsets = stretches(low, begins[keys.workers + 1] - low)
+        workers = dealt(self, keys)
+        places, offsets = stretches(begins[workers], begins[workers + 1] - begins[workers])
         return coordinates[places], offsets
 
 
