@@ -70,6 +70,6 @@ def dealt(owner: Entry, keys: Keys) -> np.ndarray:
     if outside.any():
         raise ValueError(
             f"{owner} for worker {keys.workers[outside][0]} of n = {keys.n} : it deals the coordinates to"
-            " workers, whose numbers must be below n; give those of the whole problem, and the server another compressor"
+            " workers, whose numbers must be below n; give the whole problem's, and the server another compressor"
         )
     return keys.workers
