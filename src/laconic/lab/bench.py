@@ -247,7 +247,7 @@ topk = parse("topk(k=0.01)")
 topk.compress(torch.randn(1, 1 << 19), keys).pack()
 x = torch.randn(1, {d})
 Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
+before = resident("VmHWM")
 topk.compress(x, keys).pack()
 print((resident("VmHWM") - before) / (4 * {d}))
 """
