@@ -294,7 +294,7 @@ def test_block_topk_contracts_with_equality_on_full_blocks(d: int, block: int) -
 @pytest.mark.parametrize(("worker", "n"), [(5, 3), (2, 2), (-1, 3), (SERVER, 4)])
 def test_coordinates_are_dealt_to_workers_alone(spec: str, worker: int, n: int) -> None:
     compressor: Any = parse(spec)
-    keys = Keys(0, 0, "/up0", np.array([0, worker]), n)
+    keys, who = Keys(0, 0, "/up0", np.array([0, worker]), n), "the server" if worker == SERVER else f"worker {worker}"
     for d in (10, 5000):
-        with pytest.raises(ValueError, match=rf"for worker {worker} of n = {n} : .* numbers must be below n"):
+        with pytest.raises(ValueError, match=rf"for {who} of n = {n} : .* numbers must be below n"):
             compressor.compress(torch.ones(2, d), keys)

@@ -9,7 +9,7 @@ import numpy as np
 
 from laconic.core.compressor import AB, Claim, Compressor, Contractive, Unbiased, as_contractive, as_joint, as_unbiased
 from laconic.core.entry import Entry
-from laconic.core.keys import Keys
+from laconic.core.keys import SERVER, Keys
 from laconic.core.message import CountIn, Message, Schema, Slot
 
 
@@ -68,8 +68,10 @@ def dealt(owner: Entry, keys: Keys) -> np.ndarray:
     """The workers of the rows, int64. Raises ValueError where coordinates are dealt to workers and these are none."""
     outside = (keys.workers < 0) | (keys.workers >= keys.n)
     if outside.any():
+        number = keys.workers[outside][0]
+        who = "the server" if number == SERVER else f"worker {number}"
         raise ValueError(
-            f"{owner} for worker {keys.workers[outside][0]} of n = {keys.n} : it deals the coordinates to"
+            f"{owner} for {who} of n = {keys.n} : it deals the coordinates to"
             " workers, whose numbers must be below n; give the whole problem's, and the server another compressor"
         )
     return keys.workers
