@@ -421,7 +421,7 @@ SIZES = [  # bits of d = 11 coordinates of w bits, of levels at most
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("compressor", "bits"), SIZES, ids=str)
+@pytest.mark.parametrize(("compressor", "bits"), SIZES, ids=[str(compressor) for compressor, _ in SIZES])
 def test_sizes(compressor: Any, bits: Any, dtype: torch.dtype) -> None:
     v = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 11))).to(dtype)
     message, expected = compressor.compress(v, keys_of(2)), bits(8 * dtype.itemsize)
