@@ -32,3 +32,16 @@ def uniforms(keys: Keys, d: int, dtype: torch.dtype) -> np.ndarray:
     if dtype == torch.float64:
         return keys.uniform(d).numpy()
     return keys.words((d + 1) // 2).view(np.uint32)[:, :d] * 2.0**-32
+
+
+def assert_rows_stand_alone(compressor: Compressor, dtype: torch.dtype) -> None:
+    """A row's meaning is the same alone and among others, zeros stay zero, the input stays what it is, no rows do."""
+    keys = keys_of(5)
+    for d in (1, 2, 33):
+        v = torch.from_numpy(np.random.default_rng(d).standard_normal((5, d))).to(dtype)
+        v[2] = 0.0
+        before, out = v.clone(), send(compressor, v, keys)
+        assert torch.equal(v, before) and out.dtype == dtype and not out[2].any()
+        for row in range(5):
+            assert torch.equal(send(compressor, v[row : row + 1], keys.at([row])), out[row : row + 1])
+    assert send(compressor, torch.zeros(0, 3, dtype=dtype), keys.at([])).shape == (0, 3)

@@ -18,7 +18,7 @@ from laconic.compressors.rounding import ExponentialRounding, NaturalRounding
 from laconic.core.compressor import Compressor, Contractive, Unbiased
 from laconic.core.message import Message
 from laconic.wire.coding import Bits
-from sending import keys_of, send, uniforms
+from sending import assert_rows_stand_alone, keys_of, send, uniforms
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 F64 = torch.float64
@@ -283,14 +283,7 @@ def test_codes_that_no_writer_makes(compressor: Any) -> None:
 @pytest.mark.parametrize("compressor", ALL, ids=str)
 def test_rows_stand_alone_and_extremes_are_finite(compressor: Compressor, dtype: torch.dtype) -> None:
     keys, info = keys_of(5), torch.finfo(dtype)
-    for d in (1, 2, 33):
-        v = normal(5, d, seed=d).to(dtype)
-        v[2] = 0.0
-        before, out = v.clone(), send(compressor, v, keys)
-        assert torch.equal(v, before) and out.dtype == dtype and not out[2].any()
-        for row in range(5):
-            assert torch.equal(send(compressor, v[row : row + 1], keys.at([row])), out[row : row + 1])
-    assert send(compressor, torch.zeros(0, 3, dtype=dtype), keys.at([])).shape == (0, 3)
+    assert_rows_stand_alone(compressor, dtype)
     for size in (info.max, info.tiny, info.tiny / 8):
         assert send(compressor, torch.full((5, 6), size, dtype=dtype), keys).isfinite().all()
         spike = torch.tensor([[0.0, -size, 0.0]], dtype=dtype)
