@@ -115,7 +115,6 @@ def test_vr_diana_by_hand() -> None:
     ("spec", "setting", "why"),
     [
         ("direct(topk(k=2))", hand(), "biased"),
-        ("marina(topk(k=2))", hand(), "unbiased"),
         ("diana(topk(k=2))", hand(), "unbiased"),
         ("diana(permk)", hand(), "independent"),
         ("ef21(randk(k=2))", hand(), "contractive"),
@@ -130,7 +129,6 @@ def test_vr_diana_by_hand() -> None:
         ("ef14(topk(k=2))", hand(convex=False), "convex"),
         ("ef14_inside(topk(k=2))", hand(convex=False), "convex"),
         ("gd(ef21(topk(k=2)), estimator=sgd)", hand(), "full gradients"),
-        ("gd(marina(permk), estimator=lsvrg)", hand(), "full gradients"),
         ("gd(diana(natural), estimator=sgd)", hand(), "variance-reduced"),
         ("gd(diana(natural, rate=1.0))", hand(), "rate"),
     ],
@@ -142,6 +140,21 @@ def test_a_combination_that_no_theorem_covers_needs_a_step_and_says_why(spec: st
         method.settled(setting)
     assert "step" in str(caught.value) or "admit" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("gd(marina(permk), estimator=lsvrg{})", "needs full gradients and lsvrg gives estimates"),
+        ("gd(marina(topk(k=2)){})", "needs an unbiased compressor and topk"),
+    ],
+)
+def test_a_need_that_is_not_met_is_refused_whatever_the_step(spec: str, why: str) -> None:
+    for step in ("", ", step=0.1"):
+        method: Any = parse(spec.format(step))
+        with pytest.raises(ValueError, match=why) as caught:
+            method.settled(hand())
+        assert not isinstance(caught.value, NoTheorem) and "\n" not in str(caught.value)
 
 
 def test_an_explicit_step_asks_no_theorem() -> None:

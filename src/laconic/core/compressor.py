@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -326,3 +327,8 @@ class Sent:
     own: Own
     mean: Mean | Unknown
     count: int
+
+    def among(self, rows: np.ndarray) -> Sent:
+        """The same for a text whose rows are these rows of the block, in ascending order."""
+        packet = dataclasses.replace(self.own.packet, rows=np.searchsorted(rows, self.own.packet.rows))
+        return dataclasses.replace(self, own=Own(packet, len(rows)))

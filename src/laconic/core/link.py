@@ -70,6 +70,7 @@ class Link:
         self._root = _Root(block, seed, holds_server)
         self._path = ""
         self._lent: Any = None
+        self._who: Cohort | None = None
 
     @property
     def block(self) -> Block:
@@ -98,24 +99,52 @@ class Link:
 
     def scope(self, name: str) -> Link:
         """The same link, with randomness and compressor states addressed under a name."""
-        return self._view(f"{self._path}/{name}", self._lent)
+        return self._view(f"{self._path}/{name}", self._lent, self._who)
 
     def lending(self, state: Any) -> Link:
         """The same link, where uplinks' compressors that borrow such a state (of all local rows) work with this one.
 
         It stays the lender's: the link does not keep it, and drops what they make of it. Scopes of it lend it too.
         """
-        return self._view(self._path, state)
+        return self._view(self._path, state, self._who)
 
-    def _view(self, path: str, lent: Any) -> Link:
-        inner = Link.__new__(Link)
-        inner._root, inner._path, inner._lent = self._root, path, lent
+    def among(self, who: Cohort) -> Link:
+        """The same link for a text that only these workers run: its rows are theirs, and nobody else speaks.
+
+        Means over workers stay (1/n) times the sum over those who spoke. Further cohorts and all-reduces need all
+        workers and are refused there; private decisions (`volunteers`) are not.
+        """
+        if self._who is not None:
+            raise ValueError("a cohort inside a cohort: take the workers of both at once")
+        return self._view(self._path, self._lent, who)
+
+    def _view(self, path: str, lent: Any, who: Cohort | None) -> Link:
+        inner = type(self).__new__(type(self))
+        inner._root, inner._path, inner._lent, inner._who = self._root, path, lent, who
         return inner
+
+    def _everyone(self, what: str) -> None:
+        if self._who is not None:
+            raise ValueError(f"{what} needs all workers, and this text runs among some of them")
+
+    @property
+    def local(self) -> int:
+        """How many local workers run this text: the rows of its vectors."""
+        return self.block.size if self._who is None else len(self._who.rows)
+
+    @property
+    def _rows(self) -> np.ndarray:
+        """The rows of the block whose text this is."""
+        return np.arange(self.block.size) if self._who is None else self._who.rows
 
     # ---- randomness -------------------------------------------------------------------------------------------
 
     def keys(self, kind: str) -> Keys:
         """Fresh addresses for the local workers; the ordinal of the draw in this scope and step is part of them."""
+        keys = self._all_keys(kind)
+        return keys if self._who is None else keys.at(self._who.rows)
+
+    def _all_keys(self, kind: str) -> Keys:
         return Keys(self._root.seed, self._root.step, self._address(kind), self.block.workers, self.n)
 
     def _address(self, kind: str) -> str:
@@ -144,6 +173,7 @@ class Link:
 
     def cohort(self, members: np.ndarray) -> Cohort:
         """The workers with these numbers, known to all parties."""
+        self._everyone("a cohort")
         here = members[(members >= self.block.low) & (members < self.block.high)]
         return Cohort(here - self.block.low, members)
 
@@ -166,13 +196,16 @@ class Link:
 
         They are those of v + plus or v - minus where one of these is given, which a compressor need not form.
         """
-        rows = np.arange(self.block.size) if who is None else who.rows
+        mine = self._rows
+        rows = mine if who is None else mine[who.rows]
+        lent = self._lent if who is None or self._lent is None else take(self._lent, who.rows)
         if v.shape[0] != len(rows):
             raise ValueError(f"uplink of {v.shape[0]} rows for {len(rows)} speaking workers")
         if plus is not None and minus is not None:
             raise ValueError("a message of v + plus or of v - minus, not of both at once")
         other, sign = (plus, 1) if minus is None else (minus, -1)
-        packet = self._pack(compressor or _EXACT, v, self.keys("up"), rows, self._lent, other, sign)
+        packet = self._pack(compressor or _EXACT, v, self._all_keys("up"), rows, lent, other, sign)
+        who = who or self._who
         return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
 
     def _pack(
@@ -189,7 +222,7 @@ class Link:
         shape, everyone, borrowed = tuple(v.shape[1:]), len(rows) == keys.rows, isinstance(lent, compressor.borrows)
         state = lent if borrowed else self._state(compressor, shape, v.dtype, keys)
         if not everyone:
-            keys, state = keys.at(rows), take(state, rows)
+            keys, state = keys.at(rows), state if borrowed else take(state, rows)
         if other is None:
             codes, state = compressor.advance(v, keys, state)
         elif state is None:
@@ -237,7 +270,7 @@ class Link:
             what = self.compress(what, v, who, plus=plus, minus=minus)
         sent = await Uplink(what)
         self._arrived(what)
-        return sent
+        return sent if self._who is None else sent.among(self._who.rows)
 
     async def broadcast(self, x: Tensor, compressor: Compressor | None = None, to: Cohort | None = None) -> Tensor:
         """The server's x (*shape) as the workers in `to` (None: all) decode it; NaN on parties without any."""
@@ -253,6 +286,7 @@ class Link:
 
     async def all_reduce(self, v: Tensor) -> Tensor:
         """The mean over all workers of v (local, *shape), on every party, (*shape): for what sums in flight."""
+        self._everyone("an all-reduce")
         return await AllReduce(self._pack(_EXACT, v, self.keys("sum"), np.arange(self.block.size)))
 
     def at_server(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, as_contractive
+from laconic.core.compressor import AB, Compressor, as_contractive, as_joint
 from laconic.core.entry import Entry, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
@@ -20,6 +20,7 @@ class Need(enum.Enum):
 
     FULL_GRADIENTS = "full gradients"
     PROBE = "a probe (gradients at other points on the same data)"
+    UNBIASED = "an unbiased compressor"
 
 
 class Mechanism(Entry, ABC):
@@ -29,7 +30,8 @@ class Mechanism(Entry, ABC):
     its last await, so that a failed collective changes nothing. It may overwrite v, and must not keep it: v is the
     caller's to reuse. The estimate is the server's, unless the mechanism is
     `public`: then every party can compute it, and no model need be broadcast. `takes_step`: the vectors handed in are
-    already multiplied by the stepsize, and the estimate is subtracted from x as it is.
+    already multiplied by the stepsize, and the estimate is subtracted from x as it is. `lazy`: a worker who is silent
+    for a round leaves estimate and memory valid, so that some of the workers may run `exchange` without the others.
     """
 
     kind: ClassVar[str] = "mechanism"
@@ -37,6 +39,14 @@ class Mechanism(Entry, ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     public: ClassVar[bool] = False
     takes_step: ClassVar[bool] = False
+    lazy: ClassVar[bool] = False
+    instead: ClassVar[str] = "use another mechanism"  # what to do where a need is not met
+    compressor: Compressor  # of mechanisms with the need of an unbiased one
+
+    @property
+    def participation(self) -> float:
+        """The probability with which a worker takes part in an exchange; who does not computes and says nothing."""
+        return 1.0
 
     @abstractmethod
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:
@@ -50,12 +60,32 @@ class Mechanism(Entry, ABC):
         """The same mechanism with every parameter left open (None) replaced by its theorem's number."""
         return self
 
+    def refuse(self, setting: Setting, estimator: Estimator) -> None:
+        """Raises ValueError, one line, where an estimator or compressor cannot give what the mechanism needs.
+
+        This holds whatever the stepsize; what merely has no theorem is `guarantee`'s to say.
+        """
+        if Need.FULL_GRADIENTS in self.needs and not estimator.exact:
+            raise ValueError(f"{self} needs full gradients and {estimator} gives estimates; {self.instead}")
+        if Need.UNBIASED in self.needs:
+            unbiased_only(self, self.compressor, setting)
+
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         """What gradient descent x <- x - step * estimate promises with it; `step=None` asks for the largest step.
 
         Raises NoTheorem where no theorem covers the combination, saying why.
         """
         raise NoTheorem(f"no theorem is known for {self}; give an explicit step")
+
+
+def unbiased_only(mechanism: Mechanism, compressor: Compressor, setting: Setting) -> AB:
+    """The joint constants of a compressor. Raises ValueError where a mechanism that breaks without them gets others."""
+    joint = as_joint(compressor.claim(setting.d, setting.n), setting.n)
+    if joint is None:
+        raise ValueError(
+            f"{mechanism} needs an unbiased compressor and {compressor} is not known to be one; {mechanism.instead}"
+        )
+    return joint
 
 
 def full_gradients_only(mechanism: Mechanism, estimator: Estimator) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from laconic.core.entry import Entry
 from laconic.core.keys import Keys
+from laconic.core.regulariser import Regulariser
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Oracles(ABC):
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float64
     convex: bool = True
+    regulariser: Regulariser | None = None  # what everyone adds to f; oracles are of the f_i alone
 
     def __init__(self) -> None:
         self.calls = Calls()
@@ -171,6 +173,10 @@ class Oracles(ABC):
     def d(self) -> int:
         """The number of coordinates of x."""
         return int(np.prod(self.shape))
+
+    def among(self, rows: np.ndarray) -> Oracles:
+        """What some of the local workers can compute, as if they were all: row r of it is rows[r]. Calls are shared."""
+        return _Among(self, rows)
 
     @abstractmethod
     def terms(self) -> np.ndarray:
@@ -231,6 +237,39 @@ class Oracles(ABC):
         if batch is not None:
             return batch.indices.size
         return self._all_terms if rows is self._all_rows else int(self.terms()[rows].sum())
+
+
+class _Among(Oracles):
+    """The oracles of some rows of a block."""
+
+    def __init__(self, whole: Oracles, rows: np.ndarray) -> None:
+        super().__init__()
+        self.block, self.shape, self.dtype, self.convex = whole.block, whole.shape, whole.dtype, whole.convex
+        self.calls, self.regulariser, self._whole, self._chosen = whole.calls, whole.regulariser, whole, rows
+
+    @functools.cached_property
+    def server(self) -> Oracles:
+        return self._whole.server
+
+    @functools.cached_property
+    def _all_rows(self) -> np.ndarray:
+        return np.arange(len(self._chosen))
+
+    def terms(self) -> np.ndarray:
+        return self._whole.terms()[self._chosen]
+
+    def start(self) -> Tensor:
+        return self._whole.start()
+
+    def _values(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        return self._whole._values(x, self._chosen[rows])
+
+    def _gradients(self, x: Tensor, rows: np.ndarray, batch: Batch | None) -> Tensor:
+        here = self._chosen[rows]
+        return self._whole._gradients(x, here, None if batch is None else Batch(here, batch.indices))
+
+    def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        return self._whole._hessians(x, self._chosen[rows])
 
 
 class Problem(Entry, ABC):

@@ -13,7 +13,9 @@ from types import ModuleType
 
 from laconic.core.entry import Entry
 
-FOLDERS = ("compressors", "estimators", "mechanisms", "methods", "problems")
+FOLDERS = (
+    "broadcasts", "compressors", "estimators", "mechanisms", "methods", "problems", "regularisers", "schedules"
+)  # fmt: skip
 GROUP = "laconic.entries"  # the entry-point group of packages that add entries
 
 

@@ -15,13 +15,17 @@ from laconic.core.problem import Constant, Constants, Kind, Oracles, Solution
 
 @dataclass(frozen=True)
 class Setting:
-    """What a theorem is asked about: constants, workers, the shape of x, and terms per worker (fewest, most)."""
+    """What a theorem is asked about: constants, workers, the shape of x, and terms per worker (fewest, most).
+
+    `composite`: a regulariser is added to f, whose constants are those of f alone.
+    """
 
     constants: Constants
     n: int
     shape: tuple[int, ...]
     terms: tuple[int, int] = (1, 1)
     convex: bool = True
+    composite: bool = False
 
     @property
     def d(self) -> int:

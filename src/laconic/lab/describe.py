@@ -18,7 +18,9 @@ from laconic.core.theory import Guarantee, NoTheorem, Setting
 from laconic.lab.plan import descent
 from laconic.lab.settle import guarantee_record
 
-KINDS = ("problem", "method", "mechanism", "compressor", "estimator", "domain")
+KINDS = (
+    "problem", "regulariser", "method", "mechanism", "broadcast", "schedule", "compressor", "estimator", "domain"
+)  # fmt: skip
 REFERENCE = "logistic(l2=1e-3, workers=10)"  # the problem for which `show` works a guarantee out
 SHAPE = (1000, 10)  # d and n for which `show` works a claim out
 

@@ -124,4 +124,4 @@ def _descent(
 
 def lending(link: Link, weights: Tensor) -> Link:
     """A link that lends all its workers the same importances."""
-    return link.lending(Importance(weights.expand(link.block.size, -1)))
+    return link.lending(Importance(weights.expand(link.local, -1)))

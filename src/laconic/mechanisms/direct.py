@@ -49,6 +49,7 @@ class Direct(Mechanism):
     name = "direct"
     aliases = ("dcgd", "qgd")
     example = "direct(natural)"
+    lazy = True
     source = _SOURCE
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:

@@ -86,6 +86,7 @@ class EF14(Mechanism):
     name = "ef14"
     aliases = ("ef",)
     example = "ef14(topk(k=0.05))"
+    lazy = True
     source = _SOURCE
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
@@ -119,6 +120,7 @@ class EF14Inside(Mechanism):
 
     name = "ef14_inside"
     example = "ef14_inside(topk(k=0.05))"
+    lazy = True
     takes_step = True
     source = _SOURCE
 

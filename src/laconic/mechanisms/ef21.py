@@ -88,6 +88,7 @@ class EF21(Mechanism):
 
     name = "ef21"
     example = "ef21(topk(k=0.05))"
+    lazy = True
     source = Source(
         "Richtarik, Sokolov, Fatkhullin",
         2021,

@@ -9,14 +9,14 @@ from typing import Annotated
 
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, as_joint
+from laconic.core.compressor import Compressor
 from laconic.core.entry import Interval, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
-from laconic.core.mechanism import Mechanism, Need, full_gradients_only
+from laconic.core.mechanism import Mechanism, Need, full_gradients_only, unbiased_only
 from laconic.core.rows import square
 from laconic.core.state import Server, Worker
-from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
+from laconic.core.theory import Guarantee, Setting, Snapshot, Terms, estimates, known
 
 
 @dataclass
@@ -52,7 +52,8 @@ class MARINA(Mechanism):
 
     name = "marina"
     example = "marina(permk)"
-    needs = frozenset({Need.FULL_GRADIENTS})
+    needs = frozenset({Need.FULL_GRADIENTS, Need.UNBIASED})
+    instead = "use vr_marina for minibatches, and ef21 for a biased compressor"
     source = Source(
         "Gorbunov, Burlachenko, Li, Richtarik",
         2021,
@@ -87,12 +88,7 @@ class MARINA(Mechanism):
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         full_gradients_only(self, estimator)
-        joint = as_joint(self.compressor.claim(setting.d, setting.n), setting.n)
-        if joint is None:
-            raise NoTheorem(
-                f"the theorem of {self} needs an unbiased compressor and {self.compressor} is not known to be one; "
-                "MARINA does not admit biased compressors"
-            )
+        joint = unbiased_only(self, self.compressor, setting)
         p, c = self.settled(setting).probability or 1.0, setting.constants
         smooth, plus, variance = known(L=c.L, L_plus=c.L_plus, L_pm=c.L_pm)
         inner = max(0.0, (joint.A - joint.B) * plus**2 + joint.B * variance**2)

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from laconic.core.compressor import as_unbiased
-from laconic.core.entry import Interval, Source, Stepsize
-from laconic.core.estimator import Probe
-from laconic.core.link import Link
-from laconic.core.mechanism import Mechanism
-from laconic.core.method import Method, explicit, number, resolve
-from laconic.core.problem import Oracles
+from laconic.core.entry import Interval, Source
+from laconic.core.method import number
 from laconic.core.rows import square
-from laconic.core.state import Server
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 from laconic.mechanisms.direct import Direct
-
-
-@dataclass
-class State:
-    """The server's two last models and the point ahead of them."""
-
-    x: Server  # (*shape)
-    y: Server  # x + momentum (x - x_before), (*shape)
-    estimate: Server  # g at y, (*shape)
-    memory: Any
+from laconic.methods._descent import Descent
 
 
 @dataclass(frozen=True)
-class Nesterov(Method):
+class Nesterov(Descent):
     """x+ = y - step g(y), y+ = x+ + b (x+ - x), with b = (1 - sqrt(q)) / (1 + sqrt(q)), q = step mu.
 
     Guarantee without compression, f mu-strongly convex: step <= 1 / L, and
@@ -42,16 +28,13 @@ class Nesterov(Method):
 
     Parameters
     ----------
-    mechanism : how n gradients become one.
-    step : None is 1 / L.
+    mechanism, step, estimator, down, schedule : as of `gd`; step None is 1 / L.
     momentum : b; None is the theorem's.
 
     >>> str(Nesterov())
     'nesterov'
     """
 
-    mechanism: Mechanism = field(default_factory=Direct)
-    step: Stepsize = None
     momentum: Annotated[float | None, Interval(0.0, 1.0, open="high")] = None
 
     name = "nesterov"
@@ -62,17 +45,15 @@ class Nesterov(Method):
     )
 
     def settled(self, setting: Setting) -> Nesterov:
-        mechanism = self.mechanism.settled(setting)
-        method = dataclasses.replace(self, mechanism=mechanism)
-        step = resolve(self.step, lambda: method.guarantee(setting).step)
-        momentum = self.momentum
-        if momentum is None:
-            (mu,) = known(mu=setting.constants.mu)
-            root = math.sqrt(step * mu)
-            momentum = (1.0 - root) / (1.0 + root)
-        return dataclasses.replace(method, step=step, momentum=momentum)
+        method = super().settled(setting)
+        assert isinstance(method, Nesterov)
+        if self.momentum is not None:
+            return method
+        (mu,) = known(mu=setting.constants.mu)
+        root = math.sqrt(number(method.step) * mu)
+        return dataclasses.replace(method, momentum=(1.0 - root) / (1.0 + root))
 
-    def guarantee(self, setting: Setting) -> Guarantee:
+    def promise(self, setting: Setting, step: float | None) -> Guarantee:
         direct = self.mechanism.compressor if isinstance(self.mechanism, Direct) else None
         if direct is None or as_unbiased(direct.claim(setting.d, setting.n)) != 0.0:
             raise NoTheorem(
@@ -80,18 +61,18 @@ class Nesterov(Method):
             )
         c = setting.constants
         smooth, mu = known(L=c.L, mu=c.mu)
-        step = explicit(self.step) or 1.0 / smooth
-        root = math.sqrt(step * mu)
+        root = math.sqrt((step or 1.0 / smooth) * mu)
         momentum = (1.0 - root) / (1.0 + root)
         if self.momentum is not None and abs(self.momentum - momentum) > 1e-12:
             raise NoTheorem(f"the theorem of {self} needs momentum={momentum:.6g}; give explicit step and momentum")
 
         def lyapunov(snapshot: Snapshot) -> Terms:
             state = snapshot.state
-            z = state.y + (state.y - state.x) / root
+            y = state.rule["ahead"]
+            z = y + (y - state.x) / root
             return Terms(snapshot.gap + 0.5 * mu * square(z - snapshot.solution.x))
 
-        promise = Guarantee(
+        return Guarantee(
             1.0 / smooth,
             self.source,
             1.0 - root,
@@ -101,25 +82,15 @@ class Nesterov(Method):
             ("f strongly convex and smooth",),
             leans_on=estimates(L=c.L, mu=c.mu),
         )
-        return promise.at(step)
 
-    async def init(self, oracles: Oracles, link: Link) -> State:
-        x = oracles.start()
-        g, memory = await self.mechanism.init(oracles.gradients(x), link.scope("mechanism"), _probe(x, oracles))
-        return State(x, x, g, memory)
+    def first(self, x: Tensor) -> dict[str, Tensor]:
+        return {"ahead": x}
 
-    async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
-        x = state.y - number(self.step) * state.estimate
-        y = x + number(self.momentum) * (x - state.x)
-        held = y if self.mechanism.public else await link.broadcast(y)
-        g, memory = await self.mechanism.exchange(
-            oracles.gradients(held), state.memory, link.scope("mechanism"), _probe(held, oracles)
-        )
-        return State(x, y, g, memory)
+    def move(
+        self, x: Tensor, g: Tensor, rule: dict[str, Tensor], step: float, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return rule["ahead"] - step * g, rule
 
-    def point(self, state: State) -> Tensor:
-        return state.x
-
-
-def _probe(x: Tensor, oracles: Oracles) -> Probe:
-    return Probe(x, oracles.gradients, oracles.gradients)
+    def ahead(self, x: Tensor, before: Tensor, rule: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y = x + number(self.momentum) * (x - before)
+        return y, {"ahead": y}

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from laconic.core.flight import together
 from laconic.core.ledger import Ledger
-from laconic.core.mechanism import Mechanism
+from laconic.core.mechanism import Mechanism, Need
 from laconic.core.problem import Constant, Constants, Kind
 from laconic.core.spec import parse
 from laconic.core.theory import Setting
@@ -145,7 +145,8 @@ def _group(model: DistributedDataParallel) -> dist.ProcessGroup:
 
 
 def _refuse_what_a_hook_cannot_give(mechanism: Mechanism) -> None:
-    lacks = [need.value for need in sorted(mechanism.needs, key=lambda need: need.value)]
+    asks = mechanism.needs - {Need.UNBIASED}  # the compressor's affair
+    lacks = [need.value for need in sorted(asks, key=lambda need: need.value)]
     if mechanism.takes_step:
         lacks.append("the stepsize (its estimate is a step, and a hook hands gradients to an optimizer)")
     if lacks:

@@ -1,0 +1,1 @@
+"""How the server's model reaches the workers. One file is one entry."""

@@ -1,0 +1,1 @@
+"""How stepsizes change over a run. One file is one entry."""
