@@ -31,6 +31,7 @@ MAY_IMPORT = {  # a part of the house -> the other parts it may import
     "training": frozenset({"core", "runtime"}),
     "lab": frozenset({"core", "runtime"}),
     "checks": frozenset({"core", "runtime"}),
+    "recipes": FOUNDATION | {"compressors", "lab", "mechanisms", "problems", "runtime"},
     "cli": frozenset({"core", "lab", "checks", "training"}),
     "__main__": frozenset({"cli"}),
     "": frozenset({"core", "runtime", "lab", "training"}),  # laconic itself: what `import laconic` offers

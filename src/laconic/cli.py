@@ -16,9 +16,13 @@ from rich.table import Table
 
 from laconic.checks import Verdict, compressor_of
 from laconic.checks import check as check_compressor
+from laconic.core.spec import parse
 from laconic.lab import bench as measurements
 from laconic.lab import describe
 from laconic.lab.plan import DEFAULT_ROUNDS, Network, read_file
+from laconic.lab.recipe import Bench, Recipe
+from laconic.lab.recipe import record as record_of
+from laconic.lab.recipe import write as write_recipe
 from laconic.lab.report import report as write_report
 from laconic.lab.run import NetworkFailure, Runs
 from laconic.lab.run import run as run_methods
@@ -68,7 +72,7 @@ def _print_json(document: Any) -> None:
 @app.command("list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="problem, method, mechanism, compressor, estimator or domain.")
+        str | None, typer.Argument(help="A kind: problem, method, mechanism, compressor, estimator, recipe, ...")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -249,6 +253,44 @@ def report(
     console.print(f"{written.page}", soft_wrap=True)
     for file in written.files:
         console.print(f"{file}", style="dim", soft_wrap=True)
+
+
+@app.command()
+def recipe(
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe, or a spec with its sizes such as 'topk_permk(d=200)'.")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="The same in seconds: smaller sizes, the same claims.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to write (default: recipes/NAME).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where real data are (default: $LACONIC_DATA).")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that may compute at the same time.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run a source's experiment: figures, tables and a verdict on each of its claims. Without a name, list them."""
+    if name is None:
+        return list_("recipe", as_json)
+    chosen = _recipe_of(name)
+    done = chosen.small() if small else chosen
+    outcome = done.run(Bench(data_dir, jobs, progress=sys.stderr.isatty()))
+    page = write_recipe(done, outcome, out or Path("recipes") / chosen.name)
+    if as_json:
+        return _print_json(record_of(done, outcome))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("claim", "verdict", "because"):
+        table.add_column(column, overflow="fold")
+    for verdict in outcome.verdicts:
+        table.add_row(verdict.claim, verdict.ruling.value, escape(verdict.because))
+    _console().print(table)
+    _console().print(f"\nwritten: {page}", soft_wrap=True)
+
+
+def _recipe_of(spec: str) -> Recipe:
+    found = parse(spec)
+    if not isinstance(found, Recipe):
+        raise ValueError(f"{spec!r} is a {found.kind}, not a recipe; see `laconic recipe`")
+    return found
 
 
 @app.command()

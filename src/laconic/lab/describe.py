@@ -19,7 +19,8 @@ from laconic.lab.plan import descent
 from laconic.lab.settle import guarantee_record
 
 KINDS = (
-    "problem", "regulariser", "method", "mechanism", "broadcast", "schedule", "compressor", "estimator", "domain"
+    "problem", "regulariser", "method", "mechanism", "broadcast", "schedule", "compressor", "estimator", "domain",
+    "recipe",
 )  # fmt: skip
 REFERENCE = "logistic(l2=1e-3, workers=10)"  # the problem for which `show` works a guarantee out
 SHAPE = (1000, 10)  # d and n for which `show` works a claim out

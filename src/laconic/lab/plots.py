@@ -43,8 +43,8 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
     files: list[Path] = []
     with matplotlib.rc_context(SETTINGS):
         for figure in figures:
-            files += _save(_single(figure), folder / f"{_word(figure)}-vs-{figure.axis.key}")
-        files += _save(_overview(figures), folder / "overview")
+            files += save(_single(figure), folder / f"{_word(figure)}-vs-{figure.axis.key}")
+        files += save(_overview(figures), folder / "overview")
     return files
 
 
@@ -52,7 +52,8 @@ def _word(figure: Figure) -> str:
     return "gap" if figure.measure.startswith("f(x)") else "gradient"
 
 
-def _save(canvas: Canvas, stem: Path) -> list[Path]:
+def save(canvas: Canvas, stem: Path) -> list[Path]:
+    """Writes a figure as PDF and PNG."""
     files = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
     FigureCanvasAgg(canvas)
     canvas.savefig(files[1], dpi=200)
@@ -93,10 +94,10 @@ def _fill(axes: Axes, figure: Figure) -> None:
     axes.set_yscale("log")
     low, high = figure.window
     axes.set_ylim(low, high)
-    _decades(axes.yaxis, 8)
+    decades(axes.yaxis, 8)
     if figure.axis.log:
         axes.set_xscale("log")
-        _decades(axes.xaxis, 7)
+        decades(axes.xaxis, 7)
     else:
         axes.set_xlim(left=0)
     if low < figure.floor < high:
@@ -107,7 +108,8 @@ def _fill(axes: Axes, figure: Figure) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _decades(axis: Axis, count: int) -> None:
+def decades(axis: Axis, count: int) -> None:
+    """Marks a logarithmic axis by powers of ten, about `count` of them."""
     axis.set_major_locator(LogLocator(numticks=count))
     axis.set_major_formatter(FuncFormatter(_power))
     axis.set_minor_formatter(NullFormatter())
