@@ -36,8 +36,10 @@ def problem_of(spec: str | Problem) -> Problem:
 
 def setting_of(problem: Problem) -> Setting:
     oracles = problem.oracles(Block.whole(problem.n))
-    terms = oracles.terms()
-    return Setting(problem.constants(), problem.n, oracles.shape, (int(terms.min()), int(terms.max())), oracles.convex)
+    terms, composite = oracles.terms(), oracles.regulariser is not None
+    counts = int(terms.min()), int(terms.max())
+    matrices = problem.smoothness_matrices
+    return Setting(problem.constants(), problem.n, oracles.shape, counts, oracles.convex, composite, matrices)
 
 
 def method_of(spec: Any, problem: Problem) -> Method:

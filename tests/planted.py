@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from laconic.core.estimator import Probe
 from laconic.core.flight import together
 from laconic.core.keys import Keys
 from laconic.core.link import Link
-from laconic.core.mechanism import Mechanism, Need
+from laconic.core.mechanism import Mechanism
 from laconic.core.message import Message, Schema, Slot
 from laconic.core.method import Method
 from laconic.core.problem import Oracles
-from laconic.core.state import Server, Shared, Worker
+from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, Setting
 from laconic.mechanisms.ef21 import EF21
 from laconic.wire.coding import Bits
@@ -65,41 +65,6 @@ class RoundRobin(Compressor):
 
 
 # ---- mechanisms ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class VRMemory:
-    at: Shared  # the last point, which was broadcast
-    estimate: Server
-
-
-@dataclass(frozen=True)
-class VRMARINA(Mechanism):
-    """MARINA on minibatches: a full gradient by the coin, else how one minibatch's gradient changed between points."""
-
-    compressor: Compressor = field(default_factory=lambda: RandK(k=2))
-    probability: float = 0.25
-
-    name = "vr_marina"
-    needs = frozenset({Need.PROBE})
-
-    async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, VRMemory]:
-        assert probe is not None
-        sent = await link.uplink(None, probe.full(probe.at))
-        memory = VRMemory(probe.at.clone(), sent.mean.dense())
-        return memory.estimate, memory
-
-    async def exchange(
-        self, v: Tensor, memory: VRMemory, link: Link, probe: Probe | None = None
-    ) -> tuple[Tensor, VRMemory]:
-        assert probe is not None
-        if link.coin(self.probability):
-            sent = await link.uplink(None, probe.full(probe.at))
-            return (estimate := sent.mean.dense()), VRMemory(probe.at.clone(), estimate)
-        sent = await link.uplink(self.compressor, v - probe(memory.at))
-        estimate = memory.estimate.clone()
-        sent.mean.add_to(estimate)
-        return estimate, VRMemory(probe.at.clone(), estimate)
 
 
 @dataclass(frozen=True)

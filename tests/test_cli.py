@@ -126,7 +126,7 @@ def test_check_prints_a_line_for_each():
     assert len(lines) == 2 and lines[0].startswith("topk(k=0.25)   alpha 0.25 claimed, 0.25 worst measured   ok (")
     assert lines[1].split()[:3] == ["identity", "omega", "0"]
     document = json.loads(call("check", "identity", "--json"))
-    assert [one["compressor"] for one in document] == ["identity"] and document[0]["passed"]
+    assert [(one["kind"], one["entry"]) for one in document] == [("compressor", "identity")] and document[0]["passed"]
     assert document[0]["constants"][0]["measured"] == 0.0 and document[0]["failures"] == []
 
 
@@ -138,10 +138,10 @@ def test_check_without_a_spec_takes_all_and_fails_with_the_lines(monkeypatch):
         failures = (Failure("sizes", "[7] bytes"),) if spec == "natural" else ()
         return Verdict(spec, (), failures, ("sizes",), 0.1)
 
-    monkeypatch.setattr(cli, "check_compressor", refuses)
+    monkeypatch.setattr(cli, "check_entry", refuses)
     result = CliRunner().invoke(cli.app, ["check", "--whole"])
     assert result.exit_code == 1
-    assert len(asked) == len(catalogue().of_kind("compressor")) and not any(quick for _, quick in asked)
+    assert len(asked) == len(catalogue().entries) and not any(quick for _, quick in asked)
     assert "    sizes: [7] bytes" in result.stdout.splitlines()
     assert CliRunner().invoke(cli.app, ["check", "identity"]).exit_code == 0
 
@@ -217,7 +217,8 @@ def test_resume_needs_nothing_but_the_directory(tmp_path):
         (["show", "topkk"], "did you mean 'topk'"),
         (["check", "topkk"], "did you mean 'topk'"),
         (["check", "topk(k=0)"], "k must be a fraction in (0, 1] or a count >= 1"),
-        (["check", "ef21(topk(k=1))"], "only compressors can be checked"),
+        (["check", "mechanism", "ef211(topk(k=1))"], "did you mean 'ef21'"),
+        (["bench", "compressors", "--size-of", "ef21(topk(k=1))"], "is a mechanism, not a compressor"),
         (["run"], "give --problem"),
         (["run", "--problem", QUADRATIC], "give --method"),
         (["run", "--problem", "logistik", "--method", "gd"], "did you mean 'logistic'"),

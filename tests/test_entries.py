@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laconic.core.broadcast import Broadcast
 from laconic.core.compressor import Compressor, Unbiased
 from laconic.core.entry import (
     Amount,
@@ -37,6 +38,7 @@ from laconic.core.entry import (
 from laconic.core.estimator import Estimator
 from laconic.core.problem import Problem
 from laconic.core.registry import Catalogue, catalogue
+from laconic.core.schedule import Schedule
 from laconic.core.spec import example, parse
 
 # ---- toys ------------------------------------------------------------------------------------------------------------
@@ -310,12 +312,20 @@ def test_sources_as_text_and_bibtex() -> None:
 ENTRIES = [cls for _, cls in sorted(catalogue().entries.items())]
 CATALOGUE = [pytest.param(cls, id=cls.name) for cls in ENTRIES]
 EXPECTED = {
+    "broadcast": "exact ef21_p mcm dore",
     "compressor": "identity topk randk permk natural",
     "domain": "simplex cube",
-    "estimator": "full sgd lsvrg",
-    "mechanism": "direct ef14 ef21 ef21_bc ef21_sgdm diana marina clag powersgd",
-    "method": "gd nesterov proxskip sliding svrp fednl fednl_pp",
-    "problem": "quadratic logistic ridge counterexample custom",
+    "estimator": "full sgd shuffled lsvrg saga page mvr",
+    "mechanism": "direct direct_all_reduce bi_qgd ef14 ef14_inside double_squeeze ef0 ef1 ef2 delayed ef21 ef21_sgdm "
+    "ef21_sgd2m ef21_bc ef21_plus partial scam scam_reset scam_21 diana ef_bv econtrol ec_diana marina vr_marina dasha "
+    "dasha_sync_mvr lag lag_wk clag threepc_v1 threepc_v2 threepc_v3 threepc_v4 threepc_v5 adacgd artemis "
+    "artemis_memory majority_vote ssdm powersgd alternating_powersgd",
+    "method": "gd heavy_ball nesterov adam amsgrad adiana proxskip sliding svrp fednl fednl_pp",
+    "problem": "quadratic logistic ridge counterexample custom least_squares lasso composite squared_sigmoid "
+    "autoencoder network",
+    "recipe": "compression_lecture",
+    "regulariser": "l1 box",
+    "schedule": "constant decreasing two_phase inverse_root",
 }
 SPECS = [
     "logistic(data='a9a', l2=1e-3, workers=20)",
@@ -419,4 +429,8 @@ def exact(entry: Entry) -> bool:
     """Whether an entry is what there is without it: all values, the true gradient, data of one's own."""
     if isinstance(entry, Compressor):
         return entry.claim(8, 2) == Unbiased(0.0)
+    if isinstance(entry, Broadcast):
+        return entry == parse("exact")
+    if isinstance(entry, Schedule):
+        return entry.constant
     return entry.exact if isinstance(entry, Estimator) else isinstance(entry, Problem)

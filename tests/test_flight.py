@@ -21,7 +21,7 @@ from laconic.core.theory import NoTheorem
 from laconic.mechanisms.ef21 import EF21
 from laconic.methods.gd import GD
 from laconic.runtime.local import Local
-from planted import VRMARINA, Both, RoundRobin
+from planted import Both, RoundRobin
 
 SMALL = "quadratic(d=7, workers=5, noise=0.1, mu=0.1)"
 
@@ -239,7 +239,7 @@ def test_a_text_cannot_hide_a_failure(swallows: str) -> None:
 
 def mechanisms() -> list[Any]:
     entries = [parse(example(cls)) for cls in catalogue().of_kind("mechanism")]
-    return [*entries, VRMARINA(), EF21(RoundRobin()), Both(EF21(parse("topk(k=1)")), parse("diana(natural, rate=0.5)"))]
+    return [*entries, EF21(RoundRobin()), Both(EF21(parse("topk(k=1)")), parse("diana(natural, rate=0.5)"))]
 
 
 def frozen(course: Course) -> dict[str, bytes]:

@@ -57,9 +57,9 @@ def mean_of(tensor: Tensor) -> Tensor:
         ("marina(randk(k=20))", hand(), 1 / (2 + 6 * math.sqrt(2)), 1 - 0.5 / (2 + 6 * math.sqrt(2))),
         ("marina(randk(k=20), probability=0.1)", hand(mu=None), 1 / (2 + 9), None),
         ("marina(randk(k=20))", hand(mu=20.0), 0.2 / 40, 0.9),
-        # PermK: p = 1/4, A = B = 1: M = sqrt(3) L_pm; shared: A = 0, B = -4: M^2 = 4 (4 * 9 - 4 * 2.25) = 108
+        # PermK: p = 1/4, A = B = 1: M = sqrt(3) L_pm; shared: A = 0, B = -4: M^2 = 4 * 4 L^2 = 64
         ("marina(permk)", hand(mu=None), 1 / (2 + 1.5 * math.sqrt(3)), None),
-        ("marina(shared_randk(k=20))", hand(mu=None), 1 / (2 + math.sqrt(108)), None),
+        ("marina(shared_randk(k=20))", hand(mu=None), 1 / (2 + 8), None),
         ("marina(randk(k=1.0), probability=1.0)", hand(mu=None), 0.5, None),
         # d = 3 < n = 7: p = 1/3, A = 16/49, B = 2/7: M^2 = 2 (2/49 * 9 + 2/7 * 2.25)
         ("marina(permk)", hand(n=7, d=3, mu=None), 1 / (2 + math.sqrt(2 * (18 / 49 + 4.5 / 7))), None),
@@ -72,13 +72,14 @@ def mean_of(tensor: Tensor) -> Tensor:
         # gradient descent: ||x - x*|| itself shrinks by 1 - step mu
         ("direct(identity)", hand(), 0.5, 0.75**2),
         ("direct(identity)", hand(mu=None), 0.5, None),
-        ("ef14(topk(k=36))", hand(), 0.36 / (28 * 7), None),
-        ("ef14_inside(topk(k=1))", hand(), 0.01 / (28 * 7), None),
+        # 1 - step mu / 2 is slower than 1 - alpha / 4
+        ("ef14(topk(k=36))", hand(), 0.36 / (28 * 7), 1 - 0.25 * 0.36 / (28 * 7)),
+        ("ef14_inside(topk(k=1))", hand(), 0.01 / (28 * 7), 1 - 0.25 * 0.01 / (28 * 7)),
         ("ef21_sgdm(topk(k=36), eta=0.05)", hand(), 0.05 / 14, None),
         ("ef21_sgdm(topk(k=36), eta=1.0)", hand(), 0.36 / (20 * math.sqrt(14.5)), None),
         # beta / theta = 16 on either side: 1 / (2 + sqrt(14.5 (16 * 16 + 32 * 129))); identity down: sqrt(14.5 * 32)
-        ("ef21_bc(topk(k=36), topk(k=36))", hand(), 1 / (2 + math.sqrt(14.5 * (256 + 32 * 129))), None),
-        ("ef21_bc(topk(k=36), identity)", hand(), 1 / (2 + math.sqrt(14.5 * 32)), None),
+        ("ef21_bc(topk(k=36), topk(k=36))", hand(mu=None), 1 / (2 + math.sqrt(14.5 * (256 + 32 * 129))), None),
+        ("ef21_bc(topk(k=36), identity)", hand(mu=None), 1 / (2 + math.sqrt(14.5 * 32)), None),
     ],
 )
 def test_steps_and_rates_by_hand(spec: str, setting: Setting, step: float, rate: float | None) -> None:

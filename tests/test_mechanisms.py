@@ -394,8 +394,8 @@ def test_zero_vectors_give_a_zero_estimate(spec: str) -> None:
     mechanism: Any = parse(spec)
     mechanism = mechanism.settled(hand(n=3, d=40))
     link, zero = Link(Block.whole(3)), torch.zeros(3, 5, 8, dtype=torch.float64)
-    runtime = Local(3)
-    estimate, memory = runtime.drive(mechanism.init(zero, runtime.links[0], PROBE))[0]
+    runtime, probe = Local(3), Probe(PROBE.at, lambda x: zero.clone(), lambda x: zero.clone(), PROBE.server)
+    estimate, memory = runtime.drive(mechanism.init(zero, runtime.links[0], probe))[0]
     assert not estimate.any()
-    assert not runtime.drive(mechanism.exchange(zero, memory, runtime.links[0], PROBE))[0][0].any()
+    assert not runtime.drive(mechanism.exchange(zero, memory, runtime.links[0], probe))[0][0].any()
     assert link.n == 3

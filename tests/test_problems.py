@@ -18,9 +18,11 @@ from laconic.core.problem import Block, Constant, Constants, Kind, Oracles, Prob
 from laconic.problems import _base, _cache, _linear, _spectra
 from laconic.problems.counterexample import Counterexample
 from laconic.problems.custom import Custom
+from laconic.problems.least_squares import LeastSquares
 from laconic.problems.logistic import Logistic
 from laconic.problems.quadratic import Quadratic
 from laconic.problems.ridge import Ridge
+from laconic.problems.squared_sigmoid import SquaredSigmoid
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -87,6 +89,8 @@ PROBLEMS: dict[str, Callable[[], Any]] = {
     "counterexample": Counterexample,
     "module": lambda: of_module(l2=0.1),
     "custom": lambda: Custom(path="diabetes", loss="ridge", workers=3, split="sorted"),
+    "least squares": lambda: LeastSquares(workers=5, split="shuffled"),
+    "squared sigmoid": lambda: SquaredSigmoid(workers=7, l2=1e-3, intercept=True),
 }
 
 
@@ -108,12 +112,17 @@ def dense_gradients(problem, x: np.ndarray) -> np.ndarray:
     for i in range(data.n):
         a, y = data.part(i).toarray(), data.labels[data.starts[i] : data.starts[i + 1]]
         s = a @ x
-        slope = s - y if model.loss is _linear.SQUARED else -y / (1.0 + np.exp(y * s))
+        p = 1.0 / (1.0 + np.exp(y * s))
+        slope = {_linear.SQUARED: s - y, _linear.LOGISTIC: -y * p, _linear.SIGMOID: -2.0 * y * p * p * (1.0 - p)}
+        slope = slope[model.loss]
         out.append(a.T @ slope / len(y) + model.l2 * x + model.nonconvex * 2 * x / (1 + x * x) ** 2)
     return np.array(out)
 
 
-@pytest.mark.parametrize("name", ["logistic", "logistic nonconvex", "logistic dirichlet", "ridge", "arrays"])
+LINEAR = ["logistic", "logistic nonconvex", "logistic dirichlet", "ridge", "arrays", "least squares", "squared sigmoid"]
+
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_gradients_of_linear_models_equal_a_dense_reference(name) -> None:
     problem = PROBLEMS[name]()
     oracles = problem.oracles(Block.whole(problem.n))
@@ -268,7 +277,15 @@ def norm(matrix: np.ndarray) -> float:
     return float(np.linalg.norm(matrix, 2))
 
 
-QUADRATICS = ["ridge", "ridge of one row each", "quadratic", "quadratic d=1", "counterexample", "custom"]
+QUADRATICS = [
+    "ridge",
+    "ridge of one row each",
+    "quadratic",
+    "quadratic d=1",
+    "counterexample",
+    "custom",
+    "least squares",
+]
 
 
 @pytest.mark.parametrize("name", QUADRATICS)
@@ -442,7 +459,7 @@ def test_top1_of_the_counterexample_points_away() -> None:
     assert oracles.gradients(x).mean(dim=0).tolist() == pytest.approx([7 / 3] * 3)
 
 
-CERTIFIED = [name for name in PROBLEMS if name not in ("module", "logistic nonconvex")]
+CERTIFIED = [name for name in PROBLEMS if name not in ("module", "logistic nonconvex", "squared sigmoid")]
 
 
 @pytest.mark.parametrize("name", CERTIFIED)
@@ -450,7 +467,8 @@ def test_solutions_are_certified(name) -> None:
     problem = PROBLEMS[name]()
     solution, oracles = solved(problem), problem.oracles(Block.whole(problem.n))
     slope = oracles.gradients(solution.x).mean(dim=0)
-    least = problem.model().l2 if isinstance(problem, _base.LinearProblem) else problem.constants().mu.value
+    model = problem.model() if isinstance(problem, _base.LinearProblem) else None
+    least = model.l2 if model is not None and model.l2 > 0.0 else known(problem.constants().mu)
     assert solution.gap <= 1e-22
     assert float(slope @ slope) / (2 * least) == pytest.approx(solution.gap, rel=0.5, abs=1e-27)
     assert float(oracles.values(solution.x).mean()) == pytest.approx(solution.value, rel=1e-12, abs=1e-15)
@@ -494,9 +512,48 @@ def test_sigma_star_is_the_root_mean_square_gradient_at_the_solution() -> None:
 
 
 def test_problems_without_strong_convexity_have_no_solution_and_no_mu() -> None:
-    for problem in (Logistic(nonconvex=0.1), Logistic(l2=0.0), Ridge(data="digits", l2=0.0)):
-        assert problem.solution() is None and problem.constants().mu is None
+    for problem in (Logistic(nonconvex=0.1), Logistic(l2=0.0), SquaredSigmoid(l2=0.1)):
+        assert problem.solution() is None and problem.constants().mu is None and problem.constants().polyak is None
     assert not Logistic(nonconvex=0.1).oracles(Block.whole(10)).convex and Logistic().oracles(Block.whole(10)).convex
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_least_squares_without_full_rank_have_a_polyak_constant(scale) -> None:
+    """Rows in 3 of 6 dimensions, one of which is perhaps so weak that its eigenvalue is 1e-12 of the largest."""
+    spread = torch.tensor([1.0, 1.0, scale], dtype=torch.float64)
+    rows = ((normal(30, 3) * spread) @ normal(3, 6, seed=1)).numpy()
+    problem = Custom.from_arrays(rows, normal(30, seed=2).numpy(), workers=3, loss="ridge", l2=0.0)
+    c, oracles, solution = problem.constants(), problem.oracles(Block.whole(3)), solved(problem)
+    values = np.linalg.svd(rows, compute_uv=False)
+    assert c.mu is None and c.polyak is c.mu_pl and known(c.mu_pl) == pytest.approx(values[2] ** 2 / 30, rel=1e-6)
+    reference = np.linalg.lstsq(rows, normal(30, seed=2).numpy(), rcond=1e-12)[0]
+    assert np.allclose(solution.x.numpy(), reference, rtol=1e-6 / scale**0.5) and solution.gap < 1e-16 / scale
+    for seed in range(5):
+        x = solution.x + normal(6, seed=seed)
+        slope = oracles.gradients(x).mean(dim=0)
+        excess = float(oracles.excess(x, solution).mean())
+        assert float(slope @ slope) >= 2 * known(c.mu_pl) * excess * (1 - 1e-9)
+    assert LeastSquares(workers=4).fingerprint() == Ridge(workers=4, l2=0.0).fingerprint()
+    assert known(LeastSquares(workers=4).constants().mu) > 0.0
+
+
+def test_the_squared_sigmoid_is_as_smooth_as_said() -> None:
+    """One row (1): f(t) = (1 - sigma(t))^2, whose derivatives are looked through on a grid."""
+    t = torch.linspace(-12.0, 12.0, 400_001, dtype=torch.float64)
+    p = torch.sigmoid(t)
+    second = 2 * p * (1 - p) ** 2 * (3 * p - 1)
+    third = (second[2:] - second[:-2]) / (t[2:] - t[:-2])
+    assert _linear.SIGMOID.curvature == pytest.approx(float(second.abs().max()), rel=1e-8)
+    assert 0.15405 < _linear.SIGMOID.curvature < 0.15406 and float(second.min()) == pytest.approx(-0.12020, abs=1e-5)
+    assert _linear.SIGMOID.bend == pytest.approx(float(third.abs().max()), rel=1e-6)
+    problem = Custom.from_arrays(np.array([[1.0], [-2.0]]), [1, -1], workers=2, l2=0.0)
+    one = dataclasses.replace(problem, parts=_linear.Model(_linear.SIGMOID, 0.0))
+    c, curves = one.constants(), one.oracles(Block.whole(2))
+    seen = curves.hessians(torch.tensor([0.4656], dtype=torch.float64))[:, 0]  # logit((9 + sqrt(33)) / 24)
+    assert float(seen[0]) == pytest.approx(c.L_workers[0], rel=1e-6) and c.L.kind is Kind.BOUND
+    paper = SquaredSigmoid(workers=5)
+    rows = paper.dealt().matrix.toarray()
+    assert paper.constants().L_max.value <= 0.15406 * max((rows**2).sum(axis=1))
 
 
 def test_a_nearly_separable_problem_is_still_solved() -> None:

@@ -21,11 +21,11 @@ from laconic.core.state import Leaf, Placement, flatten, restore
 from laconic.core.theory import NoTheorem
 from laconic.mechanisms.clag import CLAG
 from laconic.mechanisms.ef21 import EF21
+from laconic.mechanisms.marina import VRMARINA
 from laconic.methods.gd import GD
 from laconic.problems.custom import Custom
 from laconic.runtime.local import Cheating, Diverged, Local
 from planted import (
-    VRMARINA,
     Both,
     EndsEarly,
     HasAPrivateCoin,
@@ -127,7 +127,7 @@ def test_every_compressor_is_the_same_everywhere_in_every_role(spec: str) -> Non
 @pytest.mark.parametrize("estimator", of_kind("estimator"), ids=str)
 def test_every_estimator_is_the_same_everywhere(estimator: Any, runtime: str) -> None:
     problem = arrays()
-    for mechanism in (parse("direct"), VRMARINA()):
+    for mechanism in (parse("direct"), VRMARINA(parse("randk(k=2)"), 0.25)):
         method = method_of(GD(mechanism, step=0.1, estimator=estimator), problem)
         assert same(runs(method, problem, runtime), runs(method, problem, "plain"))
 
@@ -283,7 +283,7 @@ def _part(name: str, leaf: Leaf, parts: list[dict[str, Leaf]], link: Link) -> Le
 @pytest.mark.parametrize(
     "mechanism",
     [
-        VRMARINA(),
+        VRMARINA(parse("randk(k=2)"), 0.25),
         EF21(RoundRobin()),
         parse("powersgd"),
         parse("clag(topk(k=2))"),
@@ -332,7 +332,9 @@ def test_the_probe_looks_at_the_same_minibatch_twice() -> None:
     )
     assert torch.allclose(exact.x, plain.x, rtol=1e-12, atol=1e-13)
     noisy = arrays()
-    course = Course(method_of(GD(VRMARINA(), step=0.1, estimator=parse("sgd(batch=1)")), noisy), noisy, Local(5))
+    course = Course(
+        method_of(GD(VRMARINA(parse("randk(k=2)"), 0.25), step=0.1, estimator=parse("sgd")), noisy), noisy, Local(5)
+    )
     solution = noisy.solution()
     assert solution is not None
     # near x* both points give nearly the same: the difference's noise vanishes with the step, sgd's does not

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from laconic.lab.report import report as report
     from laconic.lab.run import Runs as Runs
     from laconic.lab.run import run as run
+    from laconic.lab.tune import Tuned as Tuned
+    from laconic.lab.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -24,9 +26,11 @@ _HOMES = {
     "report": "laconic.lab.report",
     "run": "laconic.lab.run",
     "Runs": "laconic.lab.run",
+    "Tuned": "laconic.lab.tune",
+    "tune": "laconic.lab.tune",
 }
 
-__all__ = ["Runs", "__version__", "parse", "report", "run"]
+__all__ = ["Runs", "Tuned", "__version__", "parse", "report", "run", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `laconic list | show | run | report | check | bench`, thin over `lab`, `checks` and `bench`."""
+"""The command line: `laconic list | show | run | tune | report | check | bench`, thin over `lab` and `checks`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from laconic.checks import Verdict, compressor_of
-from laconic.checks import check as check_compressor
+from laconic.checks import Verdict, compressor_of, entries_of
+from laconic.checks import check as check_entry
 from laconic.core.spec import parse
 from laconic.lab import bench as measurements
 from laconic.lab import describe
+from laconic.lab.contest import Choice
+from laconic.lab.grid import grid_of
 from laconic.lab.plan import DEFAULT_ROUNDS, Network, read_file
 from laconic.lab.recipe import Bench, Recipe
 from laconic.lab.recipe import record as record_of
@@ -29,6 +31,8 @@ from laconic.lab.run import run as run_methods
 from laconic.lab.series import accuracy, measure_of
 from laconic.lab.store import RunDirectory
 from laconic.lab.tables import Steps, cells, headings, summarise
+from laconic.lab.tune import Tuned
+from laconic.lab.tune import tune as tune_methods
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -181,11 +185,11 @@ def run(
     _print_results(found)
 
 
-def _seeds(text: str) -> int | list[int]:
+def _seeds(text: str, option: str = "--seeds") -> int | list[int]:
     try:
         numbers = [int(piece) for piece in text.split(",")]
     except ValueError:
-        raise ValueError(f"--seeds {text} : give how many seeds, or a list such as 0,3,7") from None
+        raise ValueError(f"{option} {text} : give how many seeds, or a list such as 0,3,7") from None
     return numbers if "," in text else numbers[0]
 
 
@@ -240,15 +244,68 @@ def _print_results(found: Runs) -> None:
 
 
 @app.command()
+def tune(
+    problem: Annotated[str, typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")],
+    method: Annotated[
+        list[str],
+        typer.Option(help="A method or mechanism, with sets of values: 'ef21(topk(k={1, 10}))'; once for each."),
+    ],
+    target: Annotated[
+        float | None,
+        typer.Option(help="The gap to reach: fewest uplink bytes are best. Without it: mean log gap, last 90%."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of each curve; 1000 if no limit is given.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Iterations of each curve.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Uplink bytes per worker of each curve.")] = None,
+    multipliers: Annotated[
+        str | None, typer.Option(help="Of the theorem's step, such as 2^-3..2^8 or 0.5,1,2.")
+    ] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Such as 'mechanism.compressor.k={1, 5}'; several.")] = None,
+    seeds: Annotated[str, typer.Option(help="Of the tuning: how many, or a list such as 0,3,7.")] = "3",
+    test_seeds: Annotated[str | None, typer.Option(help="For the winners alone (default: as many others).")] = None,
+    every: Annotated[int | None, typer.Option(help="Iterations between two evaluations (default 200 a curve).")] = None,
+    widen: Annotated[int, typer.Option(help="How often the multiples may be widened where the best is at an end.")] = 4,
+    jobs: Annotated[int, typer.Option(help="Processes at a time.")] = min(2, os.cpu_count() or 1),
+    cache: Annotated[Path | None, typer.Option(help="Finished curves (default tune/ in LACONIC_CACHE).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where LIBSVM files are (else LACONIC_DATA).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose stepsizes and parameters; the winner is evaluated on other seeds, and printed last as a spec."""
+    found = tune_methods(
+        problem, method, target=target, rounds=rounds, iterations=iterations, budget=budget, multipliers=multipliers,
+        grid=dict(map(grid_of, grid or ())), seeds=_seeds(seeds),
+        test_seeds=None if test_seeds is None else _seeds(test_seeds, "--test-seeds"), every=every, widen=widen,
+        jobs=jobs, cache=cache, data_dir=data_dir, progress=not as_json,
+    )  # fmt: skip
+    if as_json:
+        return _print_json(found.document())
+    _print_tuned(found)
+
+
+def _print_tuned(found: Tuned) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, title in enumerate(Choice.headings(found.criterion)):
+        table.add_column(escape(title), justify="right" if 2 <= place <= 4 else "left", overflow="fold")
+    for choice in found.choices:
+        table.add_row(*(escape(cell) for cell in choice.cells()))
+    console = _console()
+    console.print(table)
+    for note in found.notes:
+        console.print(escape(note), style="dim", soft_wrap=True)
+    print(found.winner)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     out: Annotated[
         Path | None, typer.Option(help="Where to write (default: the run, or ./report for several).")
     ] = None,
     network: Annotated[str | None, typer.Option(help="The network of the seconds, such as 1gbit,1ms.")] = None,
+    measure: Annotated[str | None, typer.Option(help="What is drawn: gap, gap_average or grad_norm2.")] = None,
 ) -> None:
     """Write report.html, paper figures (PDF, PNG) and tables (CSV, LaTeX)."""
-    written = write_report(runs, out, network)
+    written = write_report(runs, out, network, measure)
     console = _console()
     console.print(f"{written.page}", soft_wrap=True)
     for file in written.files:
@@ -296,19 +353,18 @@ def _recipe_of(spec: str) -> Recipe:
 @app.command()
 def check(
     specs: Annotated[
-        list[str] | None, typer.Argument(metavar="[SPEC]...", help="Compressors (default: all, by their example).")
+        list[str] | None,
+        typer.Argument(metavar="[SPEC]...", help="Specs, names or kinds (default: every entry, by its example)."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick/--whole", help="About a second for each, or about three.")] = True,
+    quick: Annotated[bool, typer.Option("--quick/--whole", help="About a second for each, or several.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Check compressors: sizes, exact decoding, claims, purity and edges. Exit code 1 where one fails."""
-    chosen = specs or [entry["example"] for entry in describe.listing("compressor")["entries"]]
-    for spec in chosen:
-        compressor_of(spec)  # a wrong one is said before anything is checked
+    """Check entries of any kind: what each must keep, tried on it. Exit code 1 where one fails."""
+    chosen = entries_of(specs or [])  # a wrong one is said before anything is checked
     console = _console()
     verdicts = []
     for spec in chosen:
-        verdicts.append(verdict := check_compressor(spec, quick))
+        verdicts.append(verdict := check_entry(spec, quick))
         if not as_json:
             _print_verdict(console, verdict, max(map(len, chosen)))
     if as_json:
@@ -319,10 +375,9 @@ def check(
 
 def _print_verdict(console: Console, verdict: Verdict, width: int) -> None:
     """As soon as it is known: the whole list takes minutes."""
-    measured = "; ".join(map(str, verdict.constants)) or "nothing is claimed"
     colour = "green" if verdict.passed else "red"
-    line = f"{escape(verdict.compressor.ljust(width))}   {measured}   [{colour}]{verdict.outcome()}[/{colour}]"
-    console.print(line, soft_wrap=True)
+    start = escape(f"{verdict.entry.ljust(width)}   {verdict.measured()}")
+    console.print(f"{start}   [{colour}]{verdict.outcome()}[/{colour}]", soft_wrap=True)
     for failure in verdict.failures:
         console.print(f"    [red]{escape(str(failure))}[/red]", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""What a check of a compressor finds: failures in one line each, and constants claimed and measured."""
+"""What a check of an entry finds: failures in one line each, and constants claimed and measured."""
 
 from __future__ import annotations
 
@@ -58,23 +58,32 @@ class Constant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one compressor. `checks` are the names of all checks made."""
+    """What was found about one entry.
 
-    compressor: str
+    `constants` are those of a compressor's claim, `notes` what else was measured, in words; `checks` are the names of
+    all checks made.
+    """
+
+    entry: str
     constants: tuple[Constant, ...]
     failures: tuple[Failure, ...]
     checks: tuple[str, ...]
     seconds: float = field(compare=False)
+    kind: str = "compressor"
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether every check was passed."""
         return not self.failures
 
+    def measured(self) -> str:
+        """What was claimed and measured, in words."""
+        return "; ".join([*map(str, self.constants), *self.notes]) or "nothing is claimed"
+
     def line(self) -> str:
         """The verdict in one line."""
-        measured = "; ".join(map(str, self.constants)) or "nothing is claimed"
-        return f"{self.compressor}   {measured}   {self.outcome()}"
+        return f"{self.entry}   {self.measured()}   {self.outcome()}"
 
     def outcome(self) -> str:
         """Whether it passed, how many checks there were, and how long they took."""
@@ -85,9 +94,11 @@ class Verdict:
         """The verdict as plain values."""
         constants = [{**asdict(one), "claimed": list(one.claimed)} for one in self.constants]
         return {
-            "compressor": self.compressor,
+            "entry": self.entry,
+            "kind": self.kind,
             "passed": self.passed,
             "constants": constants,
+            "notes": list(self.notes),
             "failures": [asdict(failure) for failure in self.failures],
             "checks": list(self.checks),
             "seconds": round(self.seconds, 3),
@@ -95,10 +106,10 @@ class Verdict:
 
 
 class NotConforming(AssertionError):
-    """A compressor that does not keep what it must; says what, one line each."""
+    """An entry that does not keep what it must; says what, one line each."""
 
-    def __init__(self, compressor: str, failures: Sequence[Failure]) -> None:
+    def __init__(self, entry: str, failures: Sequence[Failure]) -> None:
         self.failures = tuple(failures)
         lines = [f"  {failure}" for failure in failures[:SHOWN]]
         more = [f"  and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
-        super().__init__("\n".join([f"{compressor} does not conform:", *lines, *more]))
+        super().__init__("\n".join([f"{entry} does not conform:", *lines, *more]))

@@ -100,6 +100,14 @@ class TopKPermK(Sparsifier):
             indices[places] = np.take_along_axis(block, local.numpy().reshape(places.shape), axis=1)
         return Sparse(torch.from_numpy(indices), message.codes[-1], kept, shape)
 
+    def masked(self, v: Tensor, keys: Keys) -> Decoded:
+        """a P_i v_i of each row of v (rows, *shape): what TopK chooses from at these addresses."""
+        flat = v.reshape(v.shape[0], math.prod(v.shape[1:]))
+        coordinates, offsets = _DEAL.owned(flat.shape[1], keys)
+        rows = torch.from_numpy(np.repeat(np.arange(keys.rows), np.diff(offsets)))
+        indices = torch.from_numpy(coordinates)
+        return Sparse(indices, flat[rows, indices] * float(self.scale), offsets, tuple(v.shape[1:]))
+
     def _kept(self, d: int, offsets: np.ndarray) -> np.ndarray:
         """Where each row's kept coordinates begin."""
         kept = np.zeros_like(offsets)

@@ -6,21 +6,23 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.core.entry import Entry
+from laconic.core.entry import Entry, parameters
 from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
+from laconic.core.theory import Setting
 from laconic.kernels import fold
 from laconic.wire.coding import Bits
 
+E = TypeVar("E", bound=Entry)
 CHUNK = 1 << 22  # elements decoded at once when other processes' dense messages are folded
 
 
@@ -29,6 +31,24 @@ class Unbiased:
     """E Q(x) = x and E||Q(x) - x||^2 <= omega ||x||^2, independent over workers."""
 
     omega: float
+
+
+@dataclass(frozen=True)
+class MatrixUnbiased(Unbiased):
+    """Unbiased, and more is known in worker i's own norm ||x||_i^2 = <x, L_i^-1 x>, L_i f_i's smoothness matrix:
+
+    E||Q_i(x) - x||^2 <= expected ||x||_i^2 and E||Q_i(x) - x||_i^2 <= own ||x||_i^2. In that norm the squared
+    difference of two gradients of a convex f_i is at most twice its Bregman distance, so that `expected` stands in
+    theorems for omega L_max.
+
+    Attributes
+    ----------
+    norm2 : gives ||v_r||_i^2 per row of v (rows, *shape) for the numbers i of the rows' workers.
+    """
+
+    expected: float
+    own: float
+    norm2: Callable[[Tensor, np.ndarray], Tensor] = dataclasses.field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -148,6 +168,10 @@ class Compressor(Entry, ABC):
         """What it promises for d coordinates and n workers; None promises nothing."""
         return None
 
+    def informed(self, setting: Setting) -> Compressor:
+        """The same compressor, knowing what both ends are taken to know of the problem. See also `informed`."""
+        return self
+
     def share(self, d: int, n: int) -> float:
         """The expected size of a message as a share of the d values at full width (indices not counted)."""
         return 1.0
@@ -199,6 +223,15 @@ class Compressor(Entry, ABC):
         return self.message(v, keys)
 
 
+def informed(entry: E, setting: Setting) -> E:
+    """The entry with every compressor in it `informed`; itself where there is nothing to know."""
+    values = {p.name: getattr(entry, p.name) for p in parameters(type(entry))}
+    inner = {name: (value, informed(value, setting)) for name, value in values.items() if isinstance(value, Entry)}
+    changes = {name: new for name, (old, new) in inner.items() if new is not old}
+    known: Any = dataclasses.replace(cast(Any, entry), **changes) if changes else entry
+    return cast(E, known.informed(setting)) if isinstance(known, Compressor) else known
+
+
 def refuse(v: Tensor, keys: Keys) -> None:
     """Raises ValueError, one line, for what no compressor takes."""
     wide(v.dtype)
@@ -231,7 +264,8 @@ class Exact(Compressor):
 class Packet:
     """A message on its way: which compressor made it of what, at which addresses, for which rows of its block.
 
-    `members` are the workers who speak at all, None for everyone; `private`: only they know it, at a flag each.
+    `members` are the workers who speak at all, None for everyone; `private`: only they know it, at a flag each from
+    everyone in `asked` (None: all workers).
     `state` is the compressor's next state, kept by the link once the packet has arrived.
     """
 
@@ -243,12 +277,21 @@ class Packet:
     rows: np.ndarray
     members: np.ndarray | None = None
     private: bool = False
+    asked: np.ndarray | None = None
     state: Any = None
 
     @functools.cached_property
     def decoded(self) -> Decoded:
         """What its messages mean."""
         return self.compressor.decode(self.message, self.shape, self.dtype, self.keys)
+
+    def flags(self, n: int) -> np.ndarray:
+        """How many bytes of flag each worker pays, int64 of shape (n,)."""
+        if self.asked is None:
+            return np.full(n, int(self.private), dtype=np.int64)
+        flags = np.zeros(n, dtype=np.int64)
+        flags[self.asked] = int(self.private)
+        return flags
 
     def parts(self) -> Iterator[Decoded]:
         """The decoded rows in order, in pieces of bounded size unless they are decoded already."""
@@ -300,6 +343,11 @@ class Mean:
             for part in packet.parts():
                 part.fold(target, scale / self.n)
 
+    def spread(self, target: Tensor) -> None:
+        """target[i] += worker i's message, in place, (n, *shape): for a server that keeps every worker's vector."""
+        for packet in self.packets:
+            packet.decoded.scatter(target, packet.keys.workers, 1.0)
+
 
 @dataclass(frozen=True)
 class Unknown:
@@ -313,6 +361,10 @@ class Unknown:
         return torch.full(self.shape, math.nan, dtype=self.dtype)
 
     def add_to(self, target: Tensor, scale: float = 1.0) -> None:
+        """Makes target NaN, in place."""
+        target.fill_(math.nan)
+
+    def spread(self, target: Tensor) -> None:
         """Makes target NaN, in place."""
         target.fill_(math.nan)
 

@@ -116,7 +116,7 @@ class Link:
         """
         if self._who is not None:
             raise ValueError("a cohort inside a cohort: take the workers of both at once")
-        return self._view(self._path, self._lent, who)
+        return self._view(self._path, None if self._lent is None else take(self._lent, who.rows), who)
 
     def _view(self, path: str, lent: Any, who: Cohort | None) -> Link:
         inner = type(self).__new__(type(self))
@@ -206,7 +206,10 @@ class Link:
         other, sign = (plus, 1) if minus is None else (minus, -1)
         packet = self._pack(compressor or _EXACT, v, self._all_keys("up"), rows, lent, other, sign)
         who = who or self._who
-        return packet if who is None else dataclasses.replace(packet, members=who.members, private=who.private)
+        if who is None:
+            return packet
+        asked = self._who.members if who.private and self._who is not None else None
+        return dataclasses.replace(packet, members=who.members, private=who.private, asked=asked)
 
     def _pack(
         self,
@@ -249,6 +252,14 @@ class Link:
         if packet.state is not None:
             address = packet.keys.stream
             self._root.states[address] = put(self._root.states[address], packet.rows, packet.state)
+
+    def again(self, packet: Packet, v: Tensor) -> Packet:
+        """The message of other vectors by a packet's compressor at its addresses: the same coins, the same state lent.
+
+        Instead of the packet, for as many speaking rows; for compressors without a state of their own. Sends nothing.
+        """
+        made = self._pack(packet.compressor, v, packet.keys, packet.rows, self._lent)
+        return dataclasses.replace(made, members=packet.members, private=packet.private, asked=packet.asked)
 
     async def uplink(
         self,

@@ -21,6 +21,8 @@ class Need(enum.Enum):
     FULL_GRADIENTS = "full gradients"
     PROBE = "a probe (gradients at other points on the same data)"
     UNBIASED = "an unbiased compressor"
+    CONSTANT_STEP = "a constant stepsize (it owes the server vectors that are not multiplied by the step yet)"
+    COHORTS = "rounds in which some workers take no part"
 
 
 class Mechanism(Entry, ABC):
@@ -32,6 +34,7 @@ class Mechanism(Entry, ABC):
     `public`: then every party can compute it, and no model need be broadcast. `takes_step`: the vectors handed in are
     already multiplied by the stepsize, and the estimate is subtracted from x as it is. `lazy`: a worker who is silent
     for a round leaves estimate and memory valid, so that some of the workers may run `exchange` without the others.
+    `proximal`: `guarantee` holds for f + r too, with proximal steps and the constants of f.
     """
 
     kind: ClassVar[str] = "mechanism"
@@ -40,6 +43,7 @@ class Mechanism(Entry, ABC):
     public: ClassVar[bool] = False
     takes_step: ClassVar[bool] = False
     lazy: ClassVar[bool] = False
+    proximal: ClassVar[bool] = False
     instead: ClassVar[str] = "use another mechanism"  # what to do where a need is not met
     compressor: Compressor  # of mechanisms with the need of an unbiased one
 

@@ -15,10 +15,14 @@ from laconic.core.theory import Guarantee, Setting
 
 
 class Method(Entry, ABC):
-    """An algorithm. `settled` fixes its open parameters from theory; `init` and `iterate` are its text."""
+    """An algorithm. `settled` fixes its open parameters from theory; `init` and `iterate` are its text.
+
+    `proximal`: it minimises f + r where the problem has a regulariser r; others must not be run on such a problem.
+    """
 
     kind: ClassVar[str] = "method"
     source: ClassVar[Source]
+    proximal: ClassVar[bool] = False
 
     @abstractmethod
     def settled(self, setting: Setting) -> Method:
@@ -60,7 +64,10 @@ def explicit(step: float | str | None) -> float | None:
 
 
 def number(step: float | str | None) -> float:
-    """The stepsize of a settled method. Raises ValueError where it is still open."""
-    if (value := explicit(step)) is not None:
-        return value
+    """The stepsize of a settled method. Raises ValueError where it is still open.
+
+    In a sweep it is a number for each of its runs (`laconic.runtime.stack`), and handed on as it is.
+    """
+    if step is not None and not isinstance(step, str):
+        return float(step) if isinstance(step, int) else step
     raise ValueError(f"step={step!r} is not a number yet; run the method that settled(setting) gives")

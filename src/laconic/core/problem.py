@@ -78,7 +78,9 @@ class Constants:
     L : smoothness of f.  L_workers : of each f_i.  L_max, L_tilde : their maximum and root mean square.
     L_plus : mean ||grad f_i(x) - grad f_i(y)||^2 <= L_plus^2 ||x - y||^2.
     L_pm : the same mean less ||grad f(x) - grad f(y)||^2 is <= L_pm^2 ||x - y||^2 (Szlendak et al. 2021).
-    mu : strong convexity of f (also its Polyak-Lojasiewicz constant).  mu_workers : of the least convex f_i.
+    mu : strong convexity of f.  mu_workers : of the least convex f_i.
+    mu_pl : the Polyak-Lojasiewicz constant of an f that has one and is not strongly convex: ||grad f||^2 >= 2 mu_pl
+    (f - f*).
     delta : max_i sup_x ||hess f_i(x) - hess f(x)||.  delta_server : the same for worker 0's f_i (the server's copy).
     delta_mean : mean ||(grad f_i - grad f)(x) - (grad f_i - grad f)(y)||^2 <= delta_mean^2 ||x - y||^2.
     L_sample : smoothness of the least smooth single term of any f_i.
@@ -100,6 +102,12 @@ class Constants:
     L_sample: Constant | None = None
     sigma_star: Constant | None = None
     hessian_lipschitz: Constant | None = None
+    mu_pl: Constant | None = None
+
+    @property
+    def polyak(self) -> Constant | None:
+        """The Polyak-Lojasiewicz constant: mu where f is strongly convex, else mu_pl."""
+        return self.mu if self.mu is not None else self.mu_pl
 
     def named(self) -> dict[str, Constant]:
         """Every known constant by name."""
@@ -148,6 +156,7 @@ class Oracles(ABC):
     def __init__(self) -> None:
         self.calls = Calls()
         self._server: Callable[[], Oracles] | None = None
+        self._everyone: Callable[[], Oracles] | None = None
 
     @functools.cached_property
     def server(self) -> Oracles:
@@ -181,6 +190,15 @@ class Oracles(ABC):
     @abstractmethod
     def terms(self) -> np.ndarray:
         """How many terms each local f_i averages, int64 of shape (local,)."""
+
+    @functools.cached_property
+    def most_terms(self) -> int:
+        """The largest number of terms of any worker of the problem, those of other blocks among them."""
+        if self.block.size == self.block.n:
+            return int(self.terms().max())
+        if self._everyone is None:
+            raise ValueError(f"{type(self).__name__} was not made by Problem.host: it knows no other workers' terms")
+        return self._everyone().most_terms
 
     @abstractmethod
     def _values(self, x: Tensor, rows: np.ndarray) -> Tensor: ...
@@ -252,6 +270,10 @@ class _Among(Oracles):
         return self._whole.server
 
     @functools.cached_property
+    def most_terms(self) -> int:
+        return self._whole.most_terms
+
+    @functools.cached_property
     def _all_rows(self) -> np.ndarray:
         return np.arange(len(self._chosen))
 
@@ -293,11 +315,19 @@ class Problem(Entry, ABC):
         """The oracles of a block, with the server's copy of worker 0's function made where a method asks for it."""
         oracles = self.oracles(block, data_dir)
         oracles._server = lambda: self.oracles(Block(0, 1, self.n), data_dir)
+        oracles._everyone = lambda: self.oracles(Block.whole(self.n), data_dir)
         return oracles
 
     @abstractmethod
     def constants(self, data_dir: Path | None = None) -> Constants:
         """The constants, the same bits on every call and process."""
+
+    def smoothness_matrices(self, data_dir: Path | None = None) -> Tensor | None:
+        """L_i with f_i(y) <= f_i(x) + <grad f_i(x), y - x> + <L_i (y - x), y - x> / 2, float64 of shape (n, d, d).
+
+        Symmetric, without negative eigenvalues, the same tensor on every call; None where the problem knows none.
+        """
+        return None
 
     def solution(self, data_dir: Path | None = None) -> Solution | None:
         """A certified reference solution, or None where there is none (non-convex problems)."""

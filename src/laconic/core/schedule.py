@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -10,7 +12,7 @@ from laconic.core.theory import Guarantee, Setting
 
 
 class Schedule(Entry, ABC):
-    """The stepsize of iteration k is `factor(k)` times the method's.
+    """The stepsize of iteration k is `factor(k)` times the method's; factors are at most 1.
 
     `constant`: the factor is always 1.
     """
@@ -20,12 +22,25 @@ class Schedule(Entry, ABC):
 
     @abstractmethod
     def factor(self, iteration: int) -> float:
-        """What multiplies the stepsize with which x^k becomes x^(k+1), k = 0, 1, ...; positive."""
+        """What multiplies the stepsize with which x^k becomes x^(k+1), k = 0, 1, ...; in (0, 1]."""
 
     def settled(self, setting: Setting, step: float) -> Schedule:
         """The same schedule with every open parameter (None) replaced by its theorem's number at that stepsize."""
         return self
 
     def guarantee(self, promise: Guarantee) -> Guarantee:
-        """What is left of a constant step's promise."""
-        return promise.at(float("inf"))
+        """What is left of a constant step's promise: its largest step, which no step exceeds.
+
+        Rate, Lyapunov function and plateau belong to one stepsize, so they go.
+        """
+        said = f"the theorem's step is for every iteration, and {self} never exceeds it; its rate is a constant step's"
+        return dataclasses.replace(
+            promise,
+            rate=None,
+            lyapunov=None,
+            gap_factor=None,
+            plateau=math.nan,
+            tight=False,
+            average=None,
+            assumes=(*promise.assumes, said),
+        )

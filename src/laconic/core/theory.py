@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,8 @@ from laconic.core.problem import Constant, Constants, Kind, Oracles, Solution
 class Setting:
     """What a theorem is asked about: constants, workers, the shape of x, and terms per worker (fewest, most).
 
-    `composite`: a regulariser is added to f, whose constants are those of f alone.
+    `composite`: a regulariser is added to f, whose constants are those of f alone. `matrices` gives the smoothness
+    matrices (see `Problem.smoothness_matrices`) where somebody asks for them.
     """
 
     constants: Constants
@@ -26,6 +27,7 @@ class Setting:
     terms: tuple[int, int] = (1, 1)
     convex: bool = True
     composite: bool = False
+    matrices: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def d(self) -> int:
@@ -73,6 +75,8 @@ class Guarantee:
     tight : whether instances attain the bound.
     sure : False where a constant is recalled and was not re-derived or read in the paper.
     leans_on : constants that are estimates, on which the promise depends.
+    average : log of the weight of x_k in the average iterate that the theorem is about, k = 0, 1, ... (logs, because
+        weights may grow geometrically; -inf is no weight); None where the theorem is about x_k itself.
     """
 
     step: float
@@ -85,12 +89,13 @@ class Guarantee:
     tight: bool = False
     sure: bool = True
     leans_on: tuple[str, ...] = ()
+    average: Callable[[int], float] | None = None
 
     def at(self, step: float | None) -> Guarantee:
         """What is left of it at a stepsize: beyond the largest one there is no rate and no Lyapunov function."""
         if step is None or step <= self.step * (1.0 + 1e-12):
             return self
-        return replace(self, rate=None, lyapunov=None, gap_factor=None)
+        return replace(self, rate=None, lyapunov=None, gap_factor=None, average=None)
 
 
 class NoTheorem(ValueError):

@@ -24,6 +24,7 @@ class FullGradient(Estimator):
     aliases = ("full_gradient",)
     example = "full"
     exact = True
+    unbiased = True
     vanishing = True
 
     def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:

@@ -13,6 +13,7 @@ from laconic.core.estimator import Estimate, Estimator, Probe, of_server
 from laconic.core.link import Link
 from laconic.core.problem import Oracles
 from laconic.core.state import Worker
+from laconic.estimators._terms import every_term, mean_of_squares, of_terms
 
 
 @dataclass
@@ -46,6 +47,7 @@ class LSVRG(Estimator):
     name = "lsvrg"
     aliases = ("l_svrg",)
     example = "lsvrg(batch=8)"
+    unbiased = True
     vanishing = True
     source = Source(
         "Kovalev, Horvath, Richtarik",
@@ -70,8 +72,7 @@ class LSVRG(Estimator):
         return Estimate(same(x), reference, Probe(x, same, oracles.gradients, of_server(oracles)))
 
     def _renewed(self, x: Tensor, state: Reference, oracles: Oracles, link: Link) -> Reference:
-        p = torch.tensor([self.renewal(int(terms)) for terms in oracles.terms()], dtype=torch.float64)
-        rows = link.coins(p).nonzero()[:, 0]
+        rows = link.coins(self._renewals(oracles)).nonzero()[:, 0]
         if not len(rows):
             return state
         point, gradient = state.point.clone(), state.gradient.clone()
@@ -82,3 +83,17 @@ class LSVRG(Estimator):
 
     def renewal(self, terms: int) -> float:
         return self.probability if self.probability is not None else min(1.0, self.batch / terms)
+
+    def _renewals(self, oracles: Oracles) -> Tensor:
+        """`renewal` of each local worker, (local,)."""
+        terms = torch.from_numpy(oracles.terms()).to(torch.float64)
+        return (self.batch / terms).clamp(max=1.0) if self.probability is None else terms.fill_(self.probability)
+
+    def scatter(self) -> float:
+        return 1.0 / self.batch
+
+    def aged(self, state: Reference, x: Tensor, oracles: Oracles) -> Tensor:
+        """||grad f_ij(w_i) - grad f_ij(x)||^2 for (1 - p) / p more estimates: the coin falls before each."""
+        p, rows, terms = self._renewals(oracles), *every_term(oracles)
+        moved = of_terms(state.point, rows, terms, oracles) - of_terms(x, rows, terms, oracles)
+        return (1.0 - p) / p * mean_of_squares(moved, rows, oracles)

@@ -30,6 +30,7 @@ class SGD(Estimator):
     name = "sgd"
     aliases = ("minibatch",)
     example = "sgd(batch=32)"
+    unbiased = True
     source = Source("Robbins, Monro", 1951, "A stochastic approximation method")
 
     def init(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
@@ -39,3 +40,6 @@ class SGD(Estimator):
 
     def estimate(self, x: Tensor, state: Any, oracles: Oracles, link: Link) -> Estimate:
         return self.init(x, oracles, link)
+
+    def scatter(self) -> float:
+        return 1.0 / self.batch

@@ -3,8 +3,8 @@
 A worker's rows lie at `starts[w] .. starts[w + 1]` of one CSR matrix (`indptr`, `indices`, `values`) and are added in
 that order by one thread, so a worker's result has the same bits whatever shares its batch. Where all entries are 1, as
 in many data sets, `values` may be empty. `x` is (1, d) for one point for all, or (rows, d). The loss of a row is a
-function of s = <a, x> and its label: LOGISTIC log(1 + exp(-label s)), or SQUARES (s - label)^2 / 2. Every f_i also has
-l2 / 2 ||x||^2 + nonconvex sum_j x_j^2 / (1 + x_j^2).
+function of s = <a, x> and its label: LOGISTIC log(1 + exp(-label s)), SQUARES (s - label)^2 / 2, or SIGMOID
+1 / (1 + exp(label s))^2. Every f_i also has l2 / 2 ||x||^2 + nonconvex sum_j x_j^2 / (1 + x_j^2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numba import uint32, uint64
 
-LOGISTIC, SQUARES = 0, 1
+LOGISTIC, SQUARES, SIGMOID = 0, 1, 2
 ROWS = 256  # rows whose inner products are taken before their slopes are, so that neither waits for the other
 LOG2_E, SHIFT = 1.4426950408889634, 6755399441055744.0  # 1.5 * 2^52
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the first has trailing zeros
@@ -104,6 +104,8 @@ def values(low, high, rows, starts, indptr, indices, data, labels, x, l2, noncon
             if loss == LOGISTIC:
                 z = labels[row] * s
                 total += math.log1p(math.exp(-abs(z))) + max(-z, 0.0)
+            elif loss == SIGMOID:
+                total += _sigmoid(-labels[row] * s) ** 2
             else:
                 total += 0.5 * (s - labels[row]) ** 2
         total /= starts[worker + 1] - starts[worker]
@@ -131,9 +133,12 @@ def gradients(low, high, rows, batch, starts, indptr, indices, data, labels, x, 
                 slopes[t] = _dot(indptr, indices, data, row, x, point)
             for t in range(some):
                 label = labels[first + (batch[r, begin + t] if size > 0 else begin + t)]
-                slopes[t] = -label * slopes[t] if loss == LOGISTIC else slopes[t] - label
-            if loss == LOGISTIC:
+                slopes[t] = slopes[t] - label if loss == SQUARES else -label * slopes[t]
+            if loss != SQUARES:
                 _sigmoids(slopes, some, shifted, power)
+                if loss == SIGMOID:
+                    for t in range(some):
+                        slopes[t] *= 2.0 * slopes[t] * (1.0 - slopes[t])
                 for t in range(some):
                     slopes[t] *= -labels[first + (batch[r, begin + t] if size > 0 else begin + t)]
             for t in range(some):
@@ -153,6 +158,9 @@ def _curvature(label, s, loss):
     if loss == LOGISTIC:
         p = _sigmoid(label * s)
         return p * (1.0 - p)
+    if loss == SIGMOID:
+        p = _sigmoid(label * s)
+        return 2.0 * p * (1.0 - p) ** 2 * (3.0 * p - 1.0)
     return 1.0
 
 

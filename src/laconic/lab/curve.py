@@ -16,6 +16,7 @@ from torch import Tensor
 from laconic.core.problem import Solution
 from laconic.core.theory import Guarantee
 from laconic.lab import trace
+from laconic.lab.average import Average
 from laconic.lab.clock import Stopwatch
 from laconic.lab.evaluate import Evaluation, Party, Work, evaluate, work
 from laconic.lab.plan import Limits
@@ -95,6 +96,9 @@ class Curve:
         self.clocks: list[Clock] = [network.clock(self.runtime.n) for network in self.networks]
         self.tally = Tally()
         self.stopwatch = Stopwatch()
+        guarantee = self.entrant.guarantee
+        weight = None if guarantee is None or self.solution is None else guarantee.average
+        self.average = None if weight is None else Average(weight)
 
     # ---- running ------------------------------------------------------------------------------------------------
 
@@ -127,6 +131,7 @@ class Curve:
         self._reset_calls()
         self.runtime.ledger.listeners += [self.tally, *self.clocks]
         self._init()
+        self._take_in()
 
     def _init(self) -> None:
         for party in self.parties:
@@ -145,6 +150,11 @@ class Curve:
             states = self.runtime.drive(*[method.iterate(p.state, p.oracles, p.link) for p in self.parties])
         for party, state in zip(self.parties, states, strict=True):
             party.state = state
+        self._take_in()
+
+    def _take_in(self) -> None:
+        if self.average is not None:
+            self.average.add(self.iteration, self.point())
 
     def _reset_calls(self) -> None:
         for party in self.parties:
@@ -198,21 +208,21 @@ class Curve:
 
     # ---- the trace ----------------------------------------------------------------------------------------------
 
-    def _look(self, point: Tensor) -> Evaluation:
-        guarantee = self.entrant.guarantee
+    def _look(self, point: Tensor, guarantee: Guarantee | None = None) -> Evaluation:
         return self.runtime.drive(*[evaluate(p, point, self.solution, guarantee) for p in self.parties])[0]
 
     def _evaluate(self, stop: Stop) -> Stop:
-        seen = self._look(self.point())
+        seen = self._look(self.point(), self.entrant.guarantee)
         self._first = self._first or seen
         self._last, self._recorded = seen, Recorded(self.iteration, self.runtime.ledger.rounds)
         stop = Stop(self.runtime.agree(self._judge(seen, stop)))
+        average = math.nan if self.average is None else self._look(self.average.point(self.point())).gap
         done = self._done_before + self.runtime.drive(*[work(p) for p in self.parties])[0]
-        row = self._row(seen, done, trace.RUNNING if stop is Stop.NOT_YET else stop.status)
+        row = self._row(seen, average, done, trace.RUNNING if stop is Stop.NOT_YET else stop.status)
         self.record(row, [clock.seconds + self.stopwatch.seconds for clock in self.clocks])
         return stop
 
-    def _row(self, seen: Evaluation, done: Work, status: str) -> trace.Row:
+    def _row(self, seen: Evaluation, gap_average: float, done: Work, status: str) -> trace.Row:
         ledger = self.runtime.ledger
         return trace.Row(
             method=self.entrant.label,
@@ -232,6 +242,7 @@ class Curve:
             peak=self.tally.peak,
             f=seen.f,
             gap=seen.gap,
+            gap_average=gap_average,
             grad_norm2=seen.grad_norm2,
             distance2=seen.distance2,
             lyapunov=seen.lyapunov,
@@ -280,6 +291,8 @@ class Curve:
         tensors = self.runtime.drive(*[capture(party) for party in self.parties])[0]
         done = self._done_before + self.runtime.drive(*[work(p) for p in self.parties])[0]
         tensors |= {f"ledger/{name}": value for name, value in self.runtime.ledger.state().items()}
+        if self.average is not None:
+            tensors |= self.runtime.drive(*[self.average.capture(party.link) for party in self.parties])[0]
         for place, clock in enumerate(self.clocks):
             tensors |= {f"clock{place}/{name}": value for name, value in clock.state().items()}
         facts = {
@@ -308,6 +321,8 @@ class Curve:
         for place, clock in enumerate(self.clocks):
             prefix = f"clock{place}/"
             clock.load({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        if self.average is not None:
+            self.average.load(tensors, self.parties[0].link, self.point())
         self.tally.flights, self.tally.peak = facts["flights"], facts["peak"]
         ledger.listeners += [self.tally, *self.clocks]
         self.stopwatch.seconds = facts["compute_seconds"]

@@ -127,7 +127,13 @@ def _guarantee(instance: Mechanism | Method) -> dict[str, Any]:
     oracles = problem.oracles(Block.whole(problem.n))
     terms = oracles.terms()
     setting = Setting(
-        problem.constants(), problem.n, oracles.shape, (int(terms.min()), int(terms.max())), oracles.convex
+        problem.constants(),
+        problem.n,
+        oracles.shape,
+        (int(terms.min()), int(terms.max())),
+        oracles.convex,
+        oracles.regulariser is not None,
+        problem.smoothness_matrices,
     )
     try:
         settled = method.settled(setting)

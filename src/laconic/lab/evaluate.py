@@ -32,11 +32,14 @@ class Party:
     link: Link
     oracles: Oracles
     state: Any = None
+    slope: Tensor | None = None  # grad f(x*) of a composite problem, once it was needed
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A point as the trace sees it; NaN where something is not known.
+
+    With a regulariser r, f and gap are those of f + r, and grad_norm2 that of its shortest subgradient.
 
     `culprit` names a worker whose value or gradient is not finite.
     """
@@ -70,10 +73,14 @@ async def evaluate(party: Party, point: Tensor, solution: Solution | None, guara
     before = dataclasses.replace(oracles.calls)
     x = await party.link.show(point)
     values = await party.link.look(oracles.values(x))
-    f = _mean(values)
+    f = mean(values)
     gradients = await party.link.look(oracles.gradients(x))
     gradient = rows.mean(gradients)
-    grad_norm2 = rows.square(gradient.double())
+    least = gradient
+    if oracles.regulariser is not None:
+        f += oracles.regulariser.value(x)
+        least = oracles.regulariser.least_subgradient(x, gradient)
+    grad_norm2 = rows.square(least.double())
     gap = distance2 = lyapunov = math.nan
     if solution is not None:
         gap = await _gap(party, x, f, solution)
@@ -87,12 +94,17 @@ async def evaluate(party: Party, point: Tensor, solution: Solution | None, guara
 
 async def _gap(party: Party, x: Tensor, f: float, solution: Solution) -> float:
     oracles = party.oracles
-    if isinstance(oracles, Excess) and math.isfinite(f):
-        return _mean(await party.link.look(oracles.excess(x, solution)))
-    return f - solution.value
+    if not isinstance(oracles, Excess) or not math.isfinite(f):
+        return f - solution.value
+    smooth = mean(await party.link.look(oracles.excess(x, solution)))
+    if oracles.regulariser is None:
+        return smooth
+    if party.slope is None:
+        party.slope = rows.mean(await party.link.look(oracles.gradients(solution.x)))
+    return smooth + oracles.regulariser.excess(x, solution.x, party.slope)
 
 
-def _mean(values: Tensor) -> float:
+def mean(values: Tensor) -> float:
     """The mean over workers, rounded once, so that it depends on nothing but the values."""
     return math.fsum(values.double().tolist()) / len(values) if torch.isfinite(values).all() else math.nan
 
@@ -104,7 +116,7 @@ async def _lyapunov(party: Party, guarantee: Guarantee, snapshot: Snapshot) -> f
     if terms.workers is None:
         return float(shared)
     workers = await party.link.look(terms.workers.double())
-    return float(shared) + _mean(workers)
+    return float(shared) + mean(workers)
 
 
 def _culprit(values: Tensor, gradients: Tensor) -> str:

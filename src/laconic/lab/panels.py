@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from laconic.lab.figures import Grid, Panel
 from laconic.lab.plots import SETTINGS, WIDTH, decades, save
-from laconic.lab.recipe import Grid, Panel
 from laconic.lab.style import style
 
 _HEIGHT = 2.1  # inches of a row of panels
@@ -43,15 +43,22 @@ def draw(figure: Grid, stem: Path) -> list[Path]:
 
 
 def _fill(axes: Axes, panel: Panel, labels: list[str]) -> None:
+    low, high = _window(panel)
     for line in panel.series:
         look = style(labels.index(line.label))
-        x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
+        x, y = np.asarray(line.x, dtype=float), np.minimum(np.asarray(line.y, dtype=float), 10.0 * high)
         if line.dashed:
             axes.plot(x, y, color=look.colour, linestyle=(0, (4, 2)), linewidth=0.9)
             continue
         every = max(1, len(x) // 6)
         axes.plot(x, y, color=look.colour, marker=look.marker, markersize=3, markevery=(every // 3, every))
-    _scales(axes, panel)
+    if "x" in panel.log:
+        axes.set_xscale("log")
+        decades(axes.xaxis, 5)
+    if "y" in panel.log:
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        decades(axes.yaxis, 6)
     axes.set_title(panel.title, fontsize=7.5)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
@@ -59,20 +66,15 @@ def _fill(axes: Axes, panel: Panel, labels: list[str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _scales(axes: Axes, panel: Panel) -> None:
-    if "x" in panel.log:
-        axes.set_xscale("log")
-        decades(axes.xaxis, 5)
-    if "y" not in panel.log:
-        return
-    axes.set_yscale("log")
+def _window(panel: Panel) -> tuple[float, float]:
+    """What a vertical axis shows: lines that blow up leave it at the top."""
     values = np.concatenate([np.asarray(line.y, dtype=float) for line in panel.series] or [np.ones(1)])
     values = values[np.isfinite(values) & (values > 0)]
-    if len(values):
-        firsts = [float(line.y[0]) for line in panel.series if len(line.y) and line.y[0] > 0]
-        top = min(values.max(), 1e3 * max(firsts, default=values.max()))
-        axes.set_ylim(max(values.min() / 2.0, top * 10.0**-_DECADES), 2.0 * top)
-    decades(axes.yaxis, 6)
+    if "y" not in panel.log or not len(values):
+        return 0.1, math.inf
+    firsts = [float(line.y[0]) for line in panel.series if len(line.y) and 0 < line.y[0] < math.inf]
+    top = min(values.max(), 1e3 * max(firsts, default=values.max()))
+    return max(values[values <= top].min() / 2.0, top * 10.0**-_DECADES), 2.0 * top
 
 
 def _handles(figure: Grid, labels: list[str]) -> list[Line2D]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from laconic.core.entry import Entry
+from laconic.lab.figures import Grid
 from laconic.lab.record import machine, versions
 from laconic.lab.store import write_atomically
 from laconic.lab.trace import finite
@@ -46,35 +47,6 @@ class Verdict:
     ruling: Ruling
     number: float
     because: str
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel. The same label has the same look in all panels of a figure; `dashed` is for theory."""
-
-    label: str
-    x: np.ndarray
-    y: np.ndarray
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes. `log` names the logarithmic ones: "", "x", "y" or "xy"."""
-
-    title: str
-    x: str
-    y: str
-    series: Sequence[Series]
-    log: str = "y"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A figure: rows of panels. `caption` says in a sentence or two what is to be seen."""
-
-    caption: str
-    rows: Sequence[Sequence[Panel]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from laconic.lab.page import Section, page
 from laconic.lab.plots import draw
 from laconic.lab.run import Runs
-from laconic.lab.series import accuracy, axes, figure, measure_of, price
+from laconic.lab.series import MEASURES, accuracy, axes, figure, measure_of, price
 from laconic.lab.store import write_atomically
 from laconic.lab.tables import Steps, Summary, summarise, to_csv, to_latex
 from laconic.lab.trace import seconds_column
@@ -31,12 +31,15 @@ def report(
     runs: str | Path | Runs | Sequence[str | Path | Runs],
     out: str | Path | None = None,
     network: str | Network | None = None,
+    measure: str | None = None,
 ) -> Report:
     """Writes report.html, and for each problem figures (PDF, PNG) and tables (CSV, LaTeX).
 
     Runs on the same data and problem share figures. `out` is by default the directory of the run, where there is one;
     several go to `report`. `network` chooses the network of the seconds; one that the runs did not follow must consist
-    of equal lines, and is priced from the trace. Raises ValueError where a run cannot be read.
+    of equal lines, and is priced from the trace. `measure` chooses what is drawn: "gap" (by default if f* is known),
+    "gap_average" (at the weighted average of the iterates, where a theorem is about that) or "grad_norm2". Raises
+    ValueError where a run cannot be read.
     """
     given = [runs] if isinstance(runs, (str, Path, Runs)) else list(runs)
     if not given:
@@ -48,11 +51,11 @@ def report(
     groups = _groups(loaded)
     sections, files = [], []
     for number, group in enumerate(groups):
-        section, measure = _section(group, chosen)
+        section, drawn = _section(group, chosen, measure)
         sections.append(section)
         place = folder if len(groups) == 1 else folder / f"problem-{number + 1}"
         files += draw(section.figures, place / "figures")
-        files += _tables(section.rows, measure, place)
+        files += _tables(section.rows, drawn, place)
     target = folder / "report.html"
     write_atomically(target, page(sections).encode())
     return Report(target, tuple(files))
@@ -104,7 +107,7 @@ def _merge(group: Sequence[Runs]) -> _Merged:
     return _Merged(merged, [method for label, method in methods.items() if label in present])
 
 
-def _section(group: Sequence[Runs], chosen: Network | None) -> tuple[Section, str]:
+def _section(group: Sequence[Runs], chosen: Network | None, asked: str | None) -> tuple[Section, str]:
     merged = _merge(group)
     document = {**group[0].document, "methods": merged.methods}
     frame = merged.frame
@@ -114,8 +117,8 @@ def _section(group: Sequence[Runs], chosen: Network | None) -> tuple[Section, st
     if chosen is not None:
         frame = price(frame, [chosen])
     floor = accuracy(document["solution"])
-    figures = [figure(frame, axis, floor) for axis in axes(frame, network)]
-    measure, _ = measure_of(frame)
+    figures = [figure(frame, axis, floor, asked) for axis in axes(frame, network)]
+    measure, _ = measure_of(frame, asked)
     steps = {one["method"]: Steps(one["step"], one["step_kind"]) for one in merged.methods}
     rows = summarise(frame, steps, network, measure, floor)
     sources = [str(one.path.name) for one in group if one.path is not None]
@@ -132,8 +135,7 @@ def _network(group: Sequence[Runs], chosen: Network | None) -> str | None:
 
 
 def _tables(rows: Sequence[Summary], measure: str, place: Path) -> list[Path]:
-    label = "f(x) − f*" if measure == "gap" else "‖∇f(x)‖²"
-    files = {"table.csv": to_csv(rows), "table.tex": to_latex(rows, label)}
+    files = {"table.csv": to_csv(rows), "table.tex": to_latex(rows, MEASURES[measure])}
     for name, text in files.items():
         write_atomically(place / name, text.encode())
     return [place / name for name in files]

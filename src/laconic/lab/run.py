@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -195,8 +196,10 @@ class _Session:
                 f"run(until={self.plan.limits.until:g}) : {problem} has no reference solution and no known gap; "
                 "limit rounds, iterations or budget instead"
             )
-        shape, convex = parties[0].oracles.shape, parties[0].oracles.convex
-        setting = Setting(self.constants, problem.n, shape, (fewest, most), convex)
+        oracles = parties[0].oracles
+        shape, composite = oracles.shape, oracles.regulariser is not None
+        matrices = functools.partial(problem.smoothness_matrices, data_dir)
+        setting = Setting(self.constants, problem.n, shape, (fewest, most), oracles.convex, composite, matrices)
         self.entrants: list[Entrant] = [settle(named, setting) for named in self.plan.methods]
         for network in self.plan.networks:
             network.clock(problem.n)  # a missing line is an error now, not after the first curve

@@ -14,6 +14,11 @@ from laconic.runtime.network import Network
 POINTS = 1500  # per line; more cannot be seen and make the page heavy
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 TAIL = 1e-10  # how far below the median method the best ones are followed
+MEASURES = {
+    "gap": "f(x) − f*",
+    "gap_average": "f(x) − f* at the weighted average",
+    "grad_norm2": "‖∇f(x)‖²",
+}  # columns that may be drawn, with their labels
 _SPREAD = 8.0  # an axis on which methods end this many times apart is logarithmic
 
 
@@ -53,11 +58,18 @@ class Figure:
     window: tuple[float, float]
 
 
-def measure_of(frame: pd.DataFrame) -> tuple[str, str]:
-    """Column and label of what converges: the gap, or the squared gradient norm where f* is not known."""
-    if np.isfinite(numbers(frame, "gap")).any():
-        return "gap", "f(x) − f*"
-    return "grad_norm2", "‖∇f(x)‖²"
+def measure_of(frame: pd.DataFrame, asked: str | None = None) -> tuple[str, str]:
+    """Column and label of what converges: the gap, or the squared gradient norm where f* is not known.
+
+    Raises ValueError where another measure is asked for and the trace knows nothing of it.
+    """
+    if asked is None:
+        asked = "gap" if np.isfinite(numbers(frame, "gap")).any() else "grad_norm2"
+    elif asked not in MEASURES:
+        raise ValueError(f"report(measure={asked!r}) : measure must be one of {', '.join(map(repr, MEASURES))}")
+    elif asked not in frame or not np.isfinite(numbers(frame, asked)).any():
+        raise ValueError(f"report(measure={asked!r}) : the trace has no value of it; leave measure out")
+    return asked, MEASURES[asked]
 
 
 def price(frame: pd.DataFrame, networks: Sequence[Network]) -> pd.DataFrame:
@@ -93,10 +105,10 @@ def _spread(frame: pd.DataFrame, column: str) -> bool:
     return bool(ends) and max(ends) > _SPREAD * min(ends)
 
 
-def figure(frame: pd.DataFrame, axis: Axis, floor: float) -> Figure:
-    """The figure of a trace on one axis."""
-    column, label = measure_of(frame)
-    floor = floor if column == "gap" else 0.0
+def figure(frame: pd.DataFrame, axis: Axis, floor: float, measure: str | None = None) -> Figure:
+    """The figure of a trace on one axis: of a measure (see `measure_of`)."""
+    column, label = measure_of(frame, measure)
+    floor = floor if column.startswith("gap") else 0.0
     lines = tuple(_line(method, seeds, axis, column, floor) for method, seeds in curves(frame))
     return Figure(axis, label, lines, floor, _window(lines))
 

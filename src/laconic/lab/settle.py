@@ -60,6 +60,8 @@ def guarantee_record(guarantee: Guarantee) -> dict[str, Any]:
 
 def settle(named: Named, setting: Setting) -> Entrant:
     """The method with every open parameter fixed. Raises NoTheorem where one is open and no theorem covers it."""
+    if setting.composite and not named.method.proximal:
+        raise ValueError(f"{named.label}: it has no proximal step, and the problem has a regulariser; use gd")
     try:
         method = named.method.settled(setting)
     except NoTheorem as error:

@@ -55,6 +55,8 @@ def put_back(party: Party, tensors: Mapping[str, Tensor]) -> None:
 
 def _own_part(link: Link, placement: Placement, value: Tensor) -> Tensor:
     if placement is Placement.WORKER:
+        if value.shape[0] != link.n:
+            raise ValueError(f"the checkpoint has {value.shape[0]} workers' rows and the run has {link.n} workers")
         return value[link.block.low : link.block.high]
     if placement is Placement.SERVER and not link.holds_server:
         return torch.full_like(value, torch.nan)

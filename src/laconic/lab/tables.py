@@ -82,7 +82,7 @@ def summarise(
                 downlink_kb=float(np.median(numbers(ends, "downlink"))) / 1e3,
                 seconds=math.nan if network is None else float(np.median(numbers(ends, seconds_column(network)))),
                 final=_median(numbers(ends, measure)),
-                accuracy=accuracy if measure == "gap" else 0.0,
+                accuracy=accuracy if measure.startswith("gap") else 0.0,
                 step=f"{number}({chosen.kind})",
                 status=", ".join(shown),
             )

@@ -29,6 +29,7 @@ class Row:
     flights, peak : flights, and the sum over flights of the largest message in bytes: what any network of equal lines
         needs to price the run.
     f, gap, grad_norm2, distance2 : f(x), f(x) - f*, ||grad f(x)||^2, ||x - x*||^2.
+    gap_average : f - f* at the weighted average of the iterates, where the method's theorem is about one.
     lyapunov, bound : the theorem's Lyapunov function, and its bound on the gap.
     """
 
@@ -49,6 +50,7 @@ class Row:
     peak: int
     f: float
     gap: float
+    gap_average: float
     grad_norm2: float
     distance2: float
     lyapunov: float
@@ -57,6 +59,7 @@ class Row:
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+ADDED = ("gap_average",)  # columns that runs of older versions lack, where nothing is known of them
 COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Row)}
 
 
@@ -107,6 +110,9 @@ class Trace:
     def of(table: pa.Table, networks: Sequence[str]) -> Trace:
         """The trace that a table holds. Raises ValueError where its columns are not a trace's."""
         trace = Trace(networks)
+        for name in ADDED:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.array([math.nan] * len(table), pa.float64()))
         missing = [name for name in trace.schema.names if name not in table.column_names]
         if missing:
             raise ValueError(f"the trace has no column {missing[0]!r}; it was written by another version")

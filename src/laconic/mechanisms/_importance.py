@@ -105,7 +105,7 @@ def _descent(
             f"high=2.0), not in {domain}; give an explicit step"
         )
     c, share = setting.constants, amount(compressor.k, setting.d) / setting.d
-    smooth, mu = known(L=c.L, mu=c.mu)
+    smooth, mu = known(L=c.L, mu=c.polyak)
     best = 1.0 / (smooth * domain.high)
     used = best if step is None else step
     descent = used * (1.0 - 0.5 * smooth * used * domain.high)

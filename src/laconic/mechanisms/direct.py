@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from laconic.compressors.identity import Identity
-from laconic.core.compressor import Compressor, as_contractive, as_joint
+from laconic.core.compressor import Compressor, MatrixUnbiased, as_contractive, as_joint
 from laconic.core.entry import Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
@@ -32,8 +32,10 @@ class Direct(Mechanism):
     Guarantee for unbiased compressors with joint constants A, B (A = omega / n, B = 0 when independent), f
     mu-strongly convex and f_i convex and L_i-smooth: for step <= 1 / (max(1 - B, 0) L + 2 A L_max),
     E||x_k - x*||^2 <= (1 - step mu)^k ||x_0 - x*||^2 + 2 step A sigma*^2 / mu, sigma*^2 = mean ||grad f_i(x*)||^2.
-    One worker with a contractive compressor: step <= 1 / L and f - f* contracts by 1 - step mu alpha. Several workers
-    with a biased compressor have no theorem: they may diverge.
+    With a regulariser (derived anew, b = max(-B, 0)): step <= 1 / ((1 + 2 b) L + 2 A L_max), and A + b in the plateau.
+    A compressor that knows smoothness matrices (DCGD+) has its expected smoothness / n in place of A L_max (Safaryan et
+    al.; derived), and the same bound on the plateau. One worker with a contractive compressor: step <= 1 / L and
+    f - f* contracts by 1 - step mu alpha. Several workers with a biased compressor have no theorem: they may diverge.
 
     Parameters
     ----------
@@ -50,6 +52,7 @@ class Direct(Mechanism):
     aliases = ("dcgd", "qgd")
     example = "direct(natural)"
     lazy = True
+    proximal = True
     source = _SOURCE
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:
@@ -69,10 +72,14 @@ class Direct(Mechanism):
             if not setting.convex:
                 raise NoTheorem(f"the theorem of {self} needs convex f_i; give an explicit step")
             smooth, worst, mu = known(L=c.L, L_max=c.L_max, mu=c.mu)
-            largest = 1.0 / (max(1.0 - joint.B, 0.0) * smooth + 2.0 * joint.A * worst)
+            share, noise = max(1.0 - joint.B, 0.0), joint.A
+            if setting.composite:  # grad f(x*) is not 0: B, which is about ||grad f(x)||^2, helps nothing, and may hurt
+                share, noise = 1.0 + 2.0 * max(-joint.B, 0.0), joint.A + max(-joint.B, 0.0)
+            level = claim.expected / setting.n if isinstance(claim, MatrixUnbiased) else joint.A * worst
+            largest = 1.0 / (share * smooth + 2.0 * level)
             used = largest if step is None else step
             sigma = float(c.sigma_star) if c.sigma_star is not None else float("nan")
-            plateau = 2.0 * used * joint.A * sigma**2 / mu if joint.A > 0.0 else 0.0
+            plateau = 2.0 * used * noise * sigma**2 / mu if noise > 0.0 else 0.0
             return Guarantee(
                 largest,
                 _SOURCE,
@@ -84,8 +91,8 @@ class Direct(Mechanism):
                 leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu),
             )
         alpha = as_contractive(claim)
-        if setting.n == 1 and alpha is not None:
-            smooth, mu = known(L=c.L, mu=c.mu)
+        if setting.n == 1 and alpha is not None and not setting.composite:
+            smooth, mu = known(L=c.L, mu=c.polyak)
             used = 1.0 / smooth if step is None else step
             where = Source(
                 "Beznosikov, Horvath, Richtarik, Safaryan",

@@ -1,7 +1,8 @@
-"""EF21 and its form with momentum: error feedback by compressed differences."""
+"""EF21 and its forms with momentum: error feedback by compressed differences."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,10 +13,19 @@ from laconic.core.compressor import Compressor
 from laconic.core.entry import Interval, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
-from laconic.core.mechanism import Mechanism, contractive_only, full_gradients_only
+from laconic.core.mechanism import Mechanism, contractive_only
 from laconic.core.rows import norm2
 from laconic.core.state import Server, Worker
-from laconic.core.theory import Guarantee, Setting, Snapshot, Terms, estimates, known
+from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
+from laconic.mechanisms._recursive import ALL, HALF, drifts, recursion_of
+from laconic.mechanisms.dasha import promise
+
+_BELLS = Source(
+    "Fatkhullin, Sokolov, Gorbunov, Li, Richtarik",
+    2021,
+    "EF21 with bells & whistles: practical algorithmic extensions of modern error feedback",
+    "2110.03294",
+)
 
 
 @dataclass
@@ -51,10 +61,10 @@ def three_point(
     """
     c = setting.constants
     (smooth,) = known(L=c.L)
-    if c.mu is None:
+    if c.polyak is None:
         largest = 1.0 / (smooth + spread * math.sqrt(b / a))
         return Guarantee(largest, source, assumes=("f and f_i smooth",), leans_on=leans)
-    mu = float(c.mu)
+    mu = float(c.polyak)
     largest = min(1.0 / (smooth + spread * math.sqrt(2.0 * b / a)), a / (2.0 * mu))
     used = largest if step is None else step
 
@@ -69,15 +79,23 @@ def three_point(
 class EF21(Mechanism):
     """Worker i sends c_i = C(v_i - g_i) and adds it to its shift g_i; the estimate is g = mean g_i.
 
-    Start: g_i = C(v_i), a message of the same size as every other (the paper allows any start).
+    Start: g_i = C(v_i), a message of the same size as every other; with `start=identity` g_i = v_i, at full width. The
+    paper allows any start. From g_i = 0 the first step is none at all, and then g_i = C(v_i): it is the default, one
+    round later.
 
     Guarantee with G = mean ||g_i - grad f_i(x)||^2, theta = 1 - sqrt(1 - alpha), beta = (1 - alpha) / theta:
     smooth f: step <= 1 / (L + L~ sqrt(beta / theta)). Under PL: step <= min(1 / (L + L~ sqrt(2 beta / theta)),
     theta / (2 mu)), and E[f - f* + (step / theta) G] contracts by 1 - step mu.
 
+    EF21-PAGE with minibatches of size B, one p for all, q^2 = 1 - p and the smoothness l of terms: step <= 1 / (L +
+    sqrt((beta / theta) ((1 + p q) L+^2 + (2 q^2 + q) l^2 / B)) + q l / sqrt(p n B)). Under PL 2 beta stands for beta,
+    3 q^2 + 2 q for 2 q^2 + q, and p / 2 for p under the last root; step <= min(theta, p) / (2 mu), rate 1 - step mu.
+    Over the estimator mvr in the same way, to a floor. Both derived; the paper's constants are others.
+
     Parameters
     ----------
     compressor : contractive.
+    start : of the first messages alone; None is `compressor`.
 
     >>> from laconic.compressors.topk import TopK
     >>> str(EF21(TopK(k=0.05)))
@@ -85,6 +103,7 @@ class EF21(Mechanism):
     """
 
     compressor: Compressor
+    start: Compressor | None = None
 
     name = "ef21"
     example = "ef21(topk(k=0.05))"
@@ -98,7 +117,10 @@ class EF21(Mechanism):
     )
 
     async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, Memory]:
-        sent = await link.uplink(self.compressor, v)
+        if self.start is None:
+            sent = await link.uplink(self.compressor, v)
+        else:
+            sent = await link.scope("start").uplink(self.start, v)
         memory = Memory(shift=sent.own.dense(), estimate=sent.mean.dense())
         return memory.estimate, memory
 
@@ -111,12 +133,23 @@ class EF21(Mechanism):
         return memory.estimate, memory
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
-        full_gradients_only(self, estimator)
         theta, beta = contraction(self, self.compressor, setting)
+        if not estimator.exact:
+            return self._recursive(setting, estimator, theta, beta, step)
         c = setting.constants
         (spread,) = known(L_tilde=c.L_tilde)
-        leans = estimates(L=c.L, L_tilde=c.L_tilde, mu=c.mu)
+        leans = estimates(L=c.L, L_tilde=c.L_tilde, mu=c.polyak)
         return three_point(self.source, setting, spread, theta, beta, step, leans)
+
+    def _recursive(
+        self, setting: Setting, estimator: Estimator, theta: float, beta: float, step: float | None
+    ) -> Guarantee:
+        left = HALF if setting.constants.polyak is not None and estimator.vanishing else ALL
+        found = drifts(recursion_of(self, estimator, setting), setting, beta / (left * theta), left)
+        made = promise(setting, found, theta, step, left)
+        where = dataclasses.replace(_BELLS, where="EF21-PAGE; with constants derived anew")
+        floor = () if estimator.vanishing else ("gradients of single terms of bounded variance",)
+        return dataclasses.replace(made, source=where, assumes=(*made.assumes, *floor))
 
 
 @dataclass
@@ -184,3 +217,59 @@ class EF21SGDM(Mechanism):
             sure=False,
             leans_on=estimates(L=c.L, L_tilde=c.L_tilde),
         )
+
+
+@dataclass
+class DoubleMomentumMemory:
+    """What EF21-SGD2M keeps."""
+
+    momentum: Worker  # v_i, (local, *shape)
+    double: Worker  # u_i, (local, *shape)
+    shift: Worker  # g_i, (local, *shape)
+    estimate: Server  # g = mean g_i, (*shape)
+
+
+@dataclass(frozen=True)
+class EF21SGD2M(Mechanism):
+    """EF21-SGDM on a running average of the running average: u_i <- (1 - eta) u_i + eta v_i, c_i = C(u_i - g_i).
+
+    As there, v_i <- (1 - eta) v_i + eta (new gradient). Start: v_i = u_i = g_i = the first vectors, sent at full width.
+    Guarantee: none; the paper has one, whose constants are not at hand.
+
+    Parameters
+    ----------
+    compressor : contractive.
+    eta : weight of the new in both averages; 1 is EF21 with stochastic gradients.
+
+    >>> from laconic.compressors.topk import TopK
+    >>> str(EF21SGD2M(TopK(k=0.05), eta=0.2))
+    'ef21_sgd2m(topk(k=0.05), eta=0.2)'
+    """
+
+    compressor: Compressor
+    eta: Annotated[float, Interval(0.0, 1.0, open="low")] = 0.1
+
+    name = "ef21_sgd2m"
+    example = "ef21_sgd2m(topk(k=0.05), eta=0.2)"
+    source = Source(
+        "Fatkhullin, Tyurin, Richtarik", 2023, "Momentum provably improves error feedback!", "2305.15155", "EF21-SGD2M"
+    )
+
+    async def init(self, v: Tensor, link: Link, probe: Probe | None = None) -> tuple[Tensor, DoubleMomentumMemory]:
+        sent = await link.uplink(None, v)
+        memory = DoubleMomentumMemory(v.clone(), v.clone(), shift=sent.own.dense(), estimate=sent.mean.dense())
+        return memory.estimate, memory
+
+    async def exchange(
+        self, v: Tensor, memory: DoubleMomentumMemory, link: Link, probe: Probe | None = None
+    ) -> tuple[Tensor, DoubleMomentumMemory]:
+        momentum = (1.0 - self.eta) * memory.momentum + self.eta * v
+        double = (1.0 - self.eta) * memory.double + self.eta * momentum
+        sent = await link.uplink(self.compressor, double, minus=memory.shift)
+        memory.momentum, memory.double = momentum, double
+        sent.own.add_to(memory.shift)
+        sent.mean.add_to(memory.estimate)
+        return memory.estimate, memory
+
+    def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
+        raise NoTheorem(f"the constants of the theorem of {self} are not at hand; give an explicit step")

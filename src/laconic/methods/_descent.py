@@ -11,10 +11,11 @@ from torch import Tensor
 
 from laconic.broadcasts.exact import Exact
 from laconic.core.broadcast import Broadcast
+from laconic.core.compressor import as_unbiased, informed
 from laconic.core.entry import Stepsize
 from laconic.core.estimator import Estimate, Estimator
 from laconic.core.link import Cohort, Link
-from laconic.core.mechanism import Mechanism
+from laconic.core.mechanism import Mechanism, Need
 from laconic.core.method import Method, explicit, number, resolve
 from laconic.core.problem import Oracles
 from laconic.core.schedule import Schedule
@@ -54,7 +55,8 @@ class Descent(Method):
     """A step rule: `move` makes the next model of the estimate, `ahead` is where the next gradients are taken.
 
     What the rule keeps is a dict of tensors (*shape). A regulariser of the problem is applied after the move, by its
-    proximal operator, where the rule is `proximal`.
+    proximal operator, where the rule is `proximal`. `move`, `ahead` and `adopt` are elementwise in x, so that several
+    models may be stacked along a first dimension, each with its own step.
     """
 
     mechanism: Mechanism = field(default_factory=Direct)
@@ -78,17 +80,25 @@ class Descent(Method):
                 f"{owner}(down={down}) : with {mechanism} some workers miss rounds, and {down} needs all of them; "
                 "use down=exact"
             )
+        if Need.CONSTANT_STEP in mechanism.needs and not self.schedule.constant:
+            raise ValueError(
+                f"{owner}(schedule={self.schedule}) : {mechanism} needs {Need.CONSTANT_STEP.value}; {mechanism.instead}"
+            )
 
     def settled(self, setting: Setting) -> Descent:
         self.refuse(setting)
-        method = dataclasses.replace(self, mechanism=self.mechanism.settled(setting), down=self.down.settled(setting))
+        mechanism, down = (
+            informed(self.mechanism, setting).settled(setting),
+            informed(self.down, setting).settled(setting),
+        )
+        method = dataclasses.replace(self, mechanism=mechanism, down=down)
         step = resolve(self.step, lambda: method.largest(setting))
         return dataclasses.replace(method, step=step, schedule=self.schedule.settled(setting, step))
 
     def refuse(self, setting: Setting) -> None:
         """Raises ValueError, one line, for a problem or combination that the method cannot work on."""
         if setting.composite and not self.proximal:
-            raise ValueError(f"{self} has no proximal step, and the problem has a regulariser; use gd")
+            raise ValueError(f"{self} has no proximal step, and the problem has a regulariser; use gd or nesterov")
         self.mechanism.refuse(setting, self.estimator)
 
     def largest(self, setting: Setting) -> float:
@@ -103,6 +113,16 @@ class Descent(Method):
         """What theory promises at a constant step; None asks for the largest. Raises NoTheorem."""
         raise NoTheorem(f"no theorem is known for {self}; give an explicit step")
 
+    def plain(self, setting: Setting) -> bool:
+        """Whether the estimate is the gradient: nothing is compressed on either way, nothing is sampled."""
+        mechanism = self.mechanism
+        return (
+            isinstance(mechanism, Direct)
+            and as_unbiased(mechanism.compressor.claim(setting.d, setting.n)) == 0.0
+            and self.estimator.exact
+            and isinstance(self.down, Exact)
+        )
+
     # ---- the rule -------------------------------------------------------------------------------------------------
 
     def first(self, x: Tensor) -> dict[str, Tensor]:
@@ -115,9 +135,13 @@ class Descent(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """x^(k+1), k = `iteration`, and what the rule keeps. The arguments stay untouched."""
 
-    def ahead(self, x: Tensor, before: Tensor, rule: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Where the workers take their gradients next, and what the rule keeps; `before` is the model before x."""
-        return x, rule
+    def ahead(self, x: Tensor, before: Tensor) -> Tensor:
+        """Where the workers are to take their gradients next; `before` is the model before x."""
+        return x
+
+    def adopt(self, x: Tensor, point: Tensor, rule: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model, and what the rule keeps, once `ahead` is `point` for the server: what it goes on from."""
+        return point, rule
 
     # ---- the text -------------------------------------------------------------------------------------------------
 
@@ -134,13 +158,11 @@ class Descent(Method):
         x, rule = self.move(state.x, state.estimate, state.rule, self._outer(k - 1), k - 1)
         if oracles.regulariser is not None:
             x = oracles.regulariser.prox(x, self._at(k - 1))
-        point, rule = self.ahead(x, state.x, rule)
-        who = self._who(link)
-        if self.mechanism.public:
-            held, told = point, state.told
-        else:
-            anchor, held, told = await self.down.send(point, state.told, link, who)
-            x = anchor if point is x else x
+        point = held = self.ahead(x, state.x)
+        told, who = state.told, self._who(link)
+        if not self.mechanism.public:
+            point, held, told = await self.down.send(point, state.told, link, who)
+        x, rule = self.adopt(x, point, rule)
         if who is None:
             g, memory, kept = await self._estimate(held, state.memory, state.estimator, oracles, link)
         else:

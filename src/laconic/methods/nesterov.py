@@ -9,12 +9,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from laconic.core.compressor import as_unbiased
 from laconic.core.entry import Interval, Source
 from laconic.core.method import number
 from laconic.core.rows import square
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
-from laconic.mechanisms.direct import Direct
 from laconic.methods._descent import Descent
 
 
@@ -22,9 +20,13 @@ from laconic.methods._descent import Descent
 class Nesterov(Descent):
     """x+ = y - step g(y), y+ = x+ + b (x+ - x), with b = (1 - sqrt(q)) / (1 + sqrt(q)), q = step mu.
 
-    Guarantee without compression, f mu-strongly convex: step <= 1 / L, and
-    f(x_k) - f* <= (1 - sqrt(mu / L))^k (f(x_0) - f* + (mu / 2) ||x_0 - x*||^2). The Lyapunov function is
-    f(x) - f* + (mu / 2) ||z - x*||^2 with z = y + (y - x) / sqrt(q). With a mechanism there is no theorem.
+    On a problem with a regulariser r the step is proximal, x+ = prox_(step r)(y - step g(y)), which is FISTA for
+    strongly convex functions. Workers take their gradients at y, which is what goes down.
+
+    Guarantee for exact gradients, f mu-strongly convex, r convex: step <= 1 / L, and with F = f + r
+    F(x_k) - F* <= (1 - sqrt(q))^k (F(x_0) - F* + (mu / 2) ||x_0 - x*||^2). The Lyapunov function is
+    F(x) - F* + (mu / 2) ||z - x*||^2 with z = y + (y - x) / sqrt(q). With compression on either way, or with
+    estimates of gradients, there is no theorem: errors accumulate with the momentum.
 
     Parameters
     ----------
@@ -38,10 +40,15 @@ class Nesterov(Descent):
     momentum: Annotated[float | None, Interval(0.0, 1.0, open="high")] = None
 
     name = "nesterov"
-    aliases = ("agd",)
+    aliases = ("agd", "fista")
     example = "nesterov"
+    proximal = True
     source = Source(
-        "Nesterov", 2004, "Introductory lectures on convex optimization", where="Scheme 2.2.9, Theorem 2.2.3"
+        "Nesterov",
+        2004,
+        "Introductory lectures on convex optimization",
+        where="Scheme 2.2.9, Theorem 2.2.3; with a regulariser Beck (2017), First-order methods in optimization, "
+        "Theorem 10.42",
     )
 
     def settled(self, setting: Setting) -> Nesterov:
@@ -50,21 +57,20 @@ class Nesterov(Descent):
         if self.momentum is not None:
             return method
         (mu,) = known(mu=setting.constants.mu)
-        root = math.sqrt(number(method.step) * mu)
-        return dataclasses.replace(method, momentum=(1.0 - root) / (1.0 + root))
+        return dataclasses.replace(method, momentum=_momentum(_root(number(method.step), mu)))
 
     def promise(self, setting: Setting, step: float | None) -> Guarantee:
-        direct = self.mechanism.compressor if isinstance(self.mechanism, Direct) else None
-        if direct is None or as_unbiased(direct.claim(setting.d, setting.n)) != 0.0:
+        if not self.plain(setting):
             raise NoTheorem(
                 f"no theorem covers {self}: acceleration needs exact gradients; give explicit step and momentum"
             )
         c = setting.constants
         smooth, mu = known(L=c.L, mu=c.mu)
-        root = math.sqrt((step or 1.0 / smooth) * mu)
-        momentum = (1.0 - root) / (1.0 + root)
-        if self.momentum is not None and abs(self.momentum - momentum) > 1e-12:
-            raise NoTheorem(f"the theorem of {self} needs momentum={momentum:.6g}; give explicit step and momentum")
+        root = _root(1.0 / smooth if step is None else step, mu)
+        if self.momentum is not None and abs(self.momentum - _momentum(root)) > 1e-12:
+            raise NoTheorem(
+                f"the theorem of {self} needs momentum={_momentum(root):.6g}; give explicit step and momentum"
+            )
 
         def lyapunov(snapshot: Snapshot) -> Terms:
             state = snapshot.state
@@ -91,6 +97,17 @@ class Nesterov(Descent):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return rule["ahead"] - step * g, rule
 
-    def ahead(self, x: Tensor, before: Tensor, rule: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        y = x + number(self.momentum) * (x - before)
-        return y, {"ahead": y}
+    def ahead(self, x: Tensor, before: Tensor) -> Tensor:
+        return x + number(self.momentum) * (x - before)
+
+    def adopt(self, x: Tensor, point: Tensor, rule: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return x, {"ahead": point}
+
+
+def _root(step: float, mu: float) -> float:
+    """sqrt(q); a step beyond 1 / mu, which no theorem allows, gets no momentum."""
+    return math.sqrt(min(step * mu, 1.0))
+
+
+def _momentum(root: float) -> float:
+    return (1.0 - root) / (1.0 + root)

@@ -56,6 +56,10 @@ class Arrays(LinearProblem):
             self._need_all_rows()
         return self.solution_known or super().solution(data_dir)
 
+    def smoothness_matrices(self, data_dir: Path | None = None) -> Tensor | None:
+        """Of the rows; None where other workers' rows are not here."""
+        return super().smoothness_matrices(data_dir) if np.isfinite(self.rows.values).all() else None
+
     def _need_all_rows(self) -> None:
         if not (np.isfinite(self.rows.values).all() and np.isfinite(self.rows.labels).all()):
             raise ValueError(f"{self} : some rows are not finite, so constants= and solution= must be given")

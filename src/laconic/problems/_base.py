@@ -7,11 +7,14 @@ import hashlib
 from abc import abstractmethod
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from laconic.core.problem import Block, Constants, Problem, Solution
 from laconic.problems import _cache
 from laconic.problems._linear import Dealt, LinearOracles, Model
-from laconic.problems._solve import minimise
-from laconic.problems._spectra import linear_constants
+from laconic.problems._solve import least_norm, minimise
+from laconic.problems._spectra import DENSE, linear_constants
 
 
 class LinearProblem(Problem):
@@ -35,8 +38,15 @@ class LinearProblem(Problem):
         """The constants, kept on disk (see LACONIC_CACHE) so that every process has the same bits."""
         return _constants(self.dealt(data_dir), self.model(), self.fingerprint(data_dir))
 
+    def smoothness_matrices(self, data_dir: Path | None = None) -> Tensor | None:
+        """A_i'A_i times the loss's largest curvature / m_i, and the regularisers' on the diagonal."""
+        return _matrices(self.dealt(data_dir), self.model())
+
     def solution(self, data_dir: Path | None = None) -> Solution | None:
-        """The minimiser with its certificate ||grad f||^2 / (2 l2), kept on disk; None without l2 or convexity."""
+        """The minimiser with its certificate ||grad f||^2 / (2 l2), kept on disk; None without convexity.
+
+        Without l2 there is one of squared losses only: the least-norm minimiser, by ||grad f||^2 / (2 mu_pl).
+        """
         return _solution(self.dealt(data_dir), self.model(), self.fingerprint(data_dir))
 
     def fingerprint(self, data_dir: Path | None = None) -> str:
@@ -46,6 +56,16 @@ class LinearProblem(Problem):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=2)
+def _matrices(data: Dealt, model: Model) -> Tensor:
+    matrices = torch.empty(data.n, data.d, data.d, dtype=torch.float64)
+    for worker, matrix in enumerate(matrices):
+        part = data.part(worker)
+        matrix.copy_(torch.from_numpy((part.T @ part).toarray() * (model.loss.curvature / part.shape[0])))
+        matrix.diagonal().add_(model.regularity)
+    return matrices
+
+
 @functools.lru_cache(maxsize=16)
 def _digest(data: Dealt) -> str:
     return data.digest()
@@ -53,9 +73,12 @@ def _digest(data: Dealt) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _solution(data: Dealt, model: Model, key: str) -> Solution | None:
-    if not model.convex or model.l2 == 0.0:
-        return None
-    return _cache.solution(key, lambda: minimise(LinearOracles(data, model, Block.whole(data.n)), data))
+    oracles = LinearOracles(data, model, Block.whole(data.n))
+    if model.convex and model.l2 > 0.0:
+        return _cache.solution(key, lambda: minimise(oracles, data))
+    if model.quadratic and data.d <= DENSE:
+        return _cache.solution(key, lambda: least_norm(oracles, data))
+    return None
 
 
 @functools.lru_cache(maxsize=16)

@@ -19,17 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from laconic.core.places import cache as folder
 from laconic.core.problem import Constant, Constants, Kind, Solution
 
-FORMAT = "1"  # raise it when a formula changes, so that nothing old is read
+FORMAT = "2"  # raise it when a formula changes, so that nothing old is read
 T = TypeVar("T")
-
-
-def folder() -> Path:
-    """Where they are kept."""
-    if os.environ.get("LACONIC_CACHE"):
-        return Path(os.environ["LACONIC_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "laconic"
 
 
 def _publish(path: Path, content: bytes) -> None:

@@ -7,10 +7,12 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.special import expit
 from torch import Tensor
 
 from laconic.core.problem import Batch, Block, Oracles, Solution
@@ -22,15 +24,16 @@ from laconic.problems._split import Dealing, ends
 
 
 class Loss(ABC):
-    """A loss of s = <a, x> and a label, smooth with a bounded second derivative."""
+    """A loss >= 0 of s = <a, x> and a label, smooth with a bounded second derivative."""
 
     code: int  # what the kernels call it
-    curvature: float  # the largest second derivative in s
-    bend: float  # the largest third derivative in s
+    curvature: float  # the largest second derivative in s, by magnitude
+    bend: float  # the largest third derivative in s, by magnitude
+    convex: bool = True
 
     @abstractmethod
-    def curvatures(self, s: np.ndarray) -> np.ndarray:
-        """The second derivatives at s (they do not depend on the label)."""
+    def curvatures(self, s: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The second derivatives at s."""
 
 
 class LogisticLoss(Loss):
@@ -38,7 +41,7 @@ class LogisticLoss(Loss):
 
     code, curvature, bend = csr.LOGISTIC, 0.25, 1.0 / (6.0 * math.sqrt(3.0))
 
-    def curvatures(self, s: np.ndarray) -> np.ndarray:
+    def curvatures(self, s: np.ndarray, labels: np.ndarray) -> np.ndarray:
         e = np.exp(-np.abs(s))
         return e / (1.0 + e) ** 2
 
@@ -48,11 +51,35 @@ class SquaredLoss(Loss):
 
     code, curvature, bend = csr.SQUARES, 1.0, 0.0
 
-    def curvatures(self, s: np.ndarray) -> np.ndarray:
+    def curvatures(self, s: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.ones_like(s)
 
 
-LOGISTIC, SQUARED = LogisticLoss(), SquaredLoss()
+def _second(p: Any) -> Any:
+    return 2.0 * p * (1.0 - p) ** 2 * (3.0 * p - 1.0)
+
+
+def _third(p: Any) -> Any:
+    return 2.0 * p * (1.0 - p) ** 2 * (9.0 * p - 1.0 - 12.0 * p * p)
+
+
+class SigmoidLoss(Loss):
+    """(1 - sigma(label s))^2 with labels -1 and +1, sigma(t) = 1 / (1 + exp(-t)).
+
+    In p = sigma the second derivative is 2 p (1 - p)^2 (3 p - 1), largest (0.15406) at p = (9 + sqrt(33)) / 24 and
+    least (-0.12020) at p = (9 - sqrt(33)) / 24. The third is 2 p (1 - p)^2 (9 p - 1 - 12 p^2), whose extremes lie at
+    the roots of 60 p^3 - 72 p^2 + 21 p - 1.
+    """
+
+    code, convex = csr.SIGMOID, False
+    curvature = float(_second((9.0 + math.sqrt(33.0)) / 24.0))
+    bend = float(np.abs(_third(np.roots([60.0, -72.0, 21.0, -1.0]).real)).max())
+
+    def curvatures(self, s: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return _second(expit(labels * s))
+
+
+LOGISTIC, SQUARED, SIGMOID = LogisticLoss(), SquaredLoss(), SigmoidLoss()
 # sup of |r'''| of r = x^2 / (1 + x^2): 24 x (1 - x^2) / (1 + x^2)^4 at x = tan(18 degrees)
 _T = math.tan(math.pi / 10)
 REGULARISER_BEND = 24.0 * _T * (1.0 - _T * _T) / (1.0 + _T * _T) ** 4
@@ -69,11 +96,16 @@ class Model:
     @property
     def convex(self) -> bool:
         """Whether every f_i is."""
-        return self.nonconvex == 0.0
+        return self.loss.convex and self.nonconvex == 0.0
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether every f_i is a convex quadratic."""
+        return self.convex and self.loss.bend == 0.0
 
     @property
     def regularity(self) -> float:
-        """What the regularisers add to every smoothness constant (attained at 0)."""
+        """What the regularisers add to every smoothness constant (they attain it at 0)."""
         return self.l2 + 2.0 * self.nonconvex
 
 
@@ -199,7 +231,7 @@ class LinearOracles(Oracles):
         Its mean over all workers is f(x) - f* to within the solution's certificate. Convex models only.
         """
         if not self.model.convex:
-            raise ValueError("excess is defined for convex problems; this one has nonconvex > 0 and no solution")
+            raise ValueError("excess is defined for convex problems; this one is not convex and has no solution")
         rows = self._rows(rows)
         out = torch.empty(len(rows), dtype=torch.float64)
         l2, _, loss = self._model

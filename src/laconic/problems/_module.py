@@ -15,23 +15,24 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, vjp
 
-from laconic.core.keys import Keys
 from laconic.core.problem import Batch, Block, Constant, Constants, Kind, Oracles, Problem, Solution, single_threaded
+from laconic.problems._around import estimates
 from laconic.problems._split import ends
 
 LARGEST_HESSIAN = 4096  # parameters up to which dense Hessians are formed
-POWER_STEPS = 20
-MARGIN = 1.05  # on power iterations, which come from below
-AROUND = 2  # points around x^0 at which smoothness is estimated too
 
 
 @dataclass(frozen=True, eq=False)
 class Flat:
-    """A module as a function of one vector: the parameters that ask for a gradient, in the module's order."""
+    """A module as a function of one vector: the parameters that ask for a gradient, in the module's order.
+
+    `view` is the shape in which methods see the vector; () is a vector.
+    """
 
     module: torch.nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     l2: float
+    view: tuple[int, ...] = ()
 
     @functools.cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -43,6 +44,11 @@ class Flat:
         """Frozen parameters and buffers."""
         frozen = {name: p.detach().clone() for name, p in self.module.named_parameters() if not p.requires_grad}
         return frozen | {name: buffer.detach().clone() for name, buffer in self.module.named_buffers()}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of x."""
+        return self.view or tuple(self.start.shape)
 
     @functools.cached_property
     def start(self) -> Tensor:
@@ -64,22 +70,27 @@ class ModuleOracles(Oracles):
         self, flat: Flat, inputs: Sequence[Tensor], targets: Sequence[Tensor], block: Block, convex: bool
     ) -> None:
         super().__init__()
-        self.block, self.shape, self.dtype, self.convex = block, tuple(flat.start.shape), flat.start.dtype, convex
+        self.block, self.shape, self.dtype, self.convex = block, flat.shape, flat.start.dtype, convex
         self._flat, self._inputs, self._targets = flat, inputs, targets
 
     def start(self) -> Tensor:
         """The module's parameters."""
-        return self._flat.start.clone()
+        return self._flat.start.clone().view(self.shape)
+
+    def _points(self, x: Tensor) -> Tensor:
+        """(d,) or (rows, d)."""
+        return x.reshape(-1) if x.ndim == len(self.shape) else x.reshape(len(x), self.d)
 
     def terms(self) -> np.ndarray:
         return np.array([len(targets) for targets in self._targets], dtype=np.int64)
 
     @single_threaded
     def _each(self, function: Callable[..., Tensor], rows: np.ndarray, size: int | None, *points: Tensor) -> Tensor:
-        """function(point, ..., inputs, targets) of every row; points are (d,) or (rows, d)."""
+        """function(point, ..., inputs, targets) of every row; points are (*shape) or (rows, *shape)."""
         out = torch.empty((len(rows),) if size is None else (len(rows), size), dtype=self.dtype)
+        vectors = [self._points(point) for point in points]
         for position, worker in enumerate(rows):
-            at = [point if point.ndim == 1 else point[position] for point in points]
+            at = [_aligned(point if point.ndim == 1 else point[position]) for point in vectors]
             out[position] = function(*at, self._inputs[worker], self._targets[worker]).detach()
         return out
 
@@ -89,15 +100,15 @@ class ModuleOracles(Oracles):
     def _gradients(self, x: Tensor, rows: np.ndarray, batch: Batch | None) -> Tensor:
         slope = grad(self._flat.value)
         if batch is None:
-            return self._each(slope, rows, self.d, x)
-        return self._batched(slope, x, rows, torch.from_numpy(batch.indices))
+            return self._each(slope, rows, self.d, x).view(len(rows), *self.shape)
+        return self._batched(slope, self._points(x), rows, torch.from_numpy(batch.indices)).view(len(rows), *self.shape)
 
     @single_threaded
     def _batched(self, slope: Callable[..., Tensor], x: Tensor, rows: np.ndarray, indices: Tensor) -> Tensor:
         out = torch.empty((len(rows), self.d), dtype=self.dtype)
         for position, worker in enumerate(rows):
             terms = indices[position]
-            point = x if x.ndim == 1 else x[position]
+            point = _aligned(x if x.ndim == 1 else x[position])
             out[position] = slope(point, self._inputs[worker][terms], self._targets[worker][terms]).detach()
         return out
 
@@ -112,7 +123,7 @@ class ModuleOracles(Oracles):
         return self._each(lambda *args: curvature(*args)[i, j] * weights, rows, len(i), x)
 
     def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
-        """hess f_i(x) v by autograd twice, shape (rows, d). Counted like a gradient."""
+        """hess f_i(x) v by autograd twice, shape (rows, *shape). Counted like a gradient."""
         rows = self._rows(rows)
         self.calls.gradient_terms += int(self.terms()[rows].sum())
         slope = grad(self._flat.value)
@@ -120,7 +131,12 @@ class ModuleOracles(Oracles):
         def product(point: Tensor, direction: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
             return vjp(lambda at: slope(at, inputs, targets), point)[1](direction)[0]  # the Hessian is symmetric
 
-        return self._each(product, rows, self.d, x, v)
+        return self._each(product, rows, self.d, x, v).view(len(rows), *self.shape)
+
+
+def _aligned(point: Tensor) -> Tensor:
+    """A vector at an address of torch's choice: the last bits of BLAS depend on where rows of a batch happen to lie."""
+    return point if point.data_ptr() % 64 == 0 else point.clone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,36 +224,8 @@ def _dealt(rows: Tensor | Sequence[Tensor], workers: int | None, what: str) -> t
 
 @functools.lru_cache(maxsize=4)
 def _estimates(problem: Modules) -> Constants:
-    """Smoothness by power iterations at x^0 and at points around it; from below, so estimates with a margin."""
-    oracles = problem.oracles(Block.whole(problem.n))
-    noise = Keys(0, 0, "problem/points", np.arange(AROUND), AROUND).normal(oracles.d).to(oracles.dtype)
-    start = oracles.start()
-    spread = torch.linalg.vector_norm(start).clamp_min(1.0) / math.sqrt(oracles.d)
-    seen = [_norms(oracles, x) for x in [start, *(start + spread * noise)]]
-    each = np.max([norms for norms, _ in seen], axis=0) * MARGIN
-    root = math.sqrt(math.fsum(each**2) / problem.n)
-    how = f"power iteration at x^0 and {AROUND} points around it, times {MARGIN}"
-    values = {
-        "L": max(mean for _, mean in seen) * MARGIN,
-        "L_max": float(each.max()),
-        "L_tilde": root,
-        "L_plus": root,
-        "L_pm": root,
-    }
-    found = {name: Constant(value, Kind.ESTIMATE, how) for name, value in values.items()}
+    """Estimates of smoothness around x^0; strong convexity where the module is said to be convex."""
+    known = {}
     if problem.convex and problem.flat.l2 > 0.0:
-        found["mu"] = found["mu_workers"] = Constant(problem.flat.l2, Kind.BOUND, "l2")
-    return Constants(L_workers=tuple(each.tolist()), **found)
-
-
-def _norms(oracles: ModuleOracles, x: Tensor) -> tuple[np.ndarray, float]:
-    """||hess f_i(x)|| of every worker, and ||hess f(x)||, from below."""
-    n = oracles.block.size
-    v = Keys(0, 0, "problem/power", np.arange(n), n).normal(oracles.d).to(oracles.dtype)
-    shared, norms, top = v[0], torch.zeros(n), 0.0
-    for _ in range(POWER_STEPS):
-        v = oracles.products(x, v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(1e-30))
-        norms = torch.linalg.vector_norm(v, dim=1)
-        shared = oracles.products(x, shared / torch.linalg.vector_norm(shared).clamp_min(1e-30)).mean(dim=0)
-        top = float(torch.linalg.vector_norm(shared))
-    return norms.double().numpy(), top
+        known["mu"] = known["mu_workers"] = Constant(problem.flat.l2, Kind.BOUND, "l2")
+    return estimates(problem.oracles(Block.whole(problem.n)), **known)

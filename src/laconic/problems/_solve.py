@@ -1,4 +1,4 @@
-"""Reference solutions of strongly convex linear models: SciPy's Newton-CG, then Newton to machine precision."""
+"""Reference solutions of linear models: SciPy's Newton-CG, then Newton to machine precision; least squares by SVD."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from laconic.core.problem import Solution, single_threaded
 from laconic.problems._linear import Dealt, LinearOracles
-from laconic.problems._spectra import DENSE, mean_hessian
+from laconic.problems._spectra import DENSE, mean_hessian, span
 
 NEWTON_STEPS = 100  # at most, where SciPy stopped early
 
@@ -56,3 +56,27 @@ def minimise(oracles: LinearOracles, data: Dealt) -> Solution:
             size *= 0.5
         x = x - size * move
     return Solution(torch.from_numpy(best.copy()), value(best), least / (2.0 * model.l2))
+
+
+@single_threaded
+def least_norm(oracles: LinearOracles, data: Dealt) -> Solution:
+    """The minimiser of least norm of squared losses without l2, certified by ||grad f||^2 / (2 mu_pl).
+
+    Gradient descent from 0 stays in the span of the rows and goes to this one.
+    """
+    scales, directions = span(data)
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return oracles.gradients(torch.from_numpy(x)).numpy().mean(axis=0)
+
+    x = best = np.zeros(data.d)
+    least = math.inf
+    for _ in range(4):  # a solve and three refinements
+        slope = gradient(x)
+        squared = math.fsum(slope**2)
+        if squared < least:
+            best, least = x, squared
+        x = x - directions.T @ ((directions @ slope) / scales**2)
+    found = torch.from_numpy(best.copy())
+    value = math.fsum(oracles.values(found).numpy()) / data.n
+    return Solution(found, value, least / (2.0 * float(scales[-1]) ** 2) if len(scales) else 0.0)

@@ -20,6 +20,7 @@ from laconic.problems._linear import REGULARISER_BEND, Dealt, LinearOracles, Los
 DENSE = 2048  # the largest side of a matrix whose eigenvalues are computed
 EXACT_WORK = 2e9  # n d^3 up to which every worker's matrix is decomposed
 POWER_STEPS = 40
+ROWS = 4096  # that are orthogonalised at once
 MARGIN = 1.05  # on power iterations, which come from below
 
 
@@ -82,7 +83,7 @@ def mean_weights(data: Dealt) -> np.ndarray:
 
 def mean_hessian(data: Dealt, loss: Loss, x: np.ndarray) -> np.ndarray:
     """hess f(x) without regularisers, (d, d)."""
-    weights = mean_weights(data) * loss.curvatures(data.matrix @ x)
+    weights = mean_weights(data) * loss.curvatures(data.matrix @ x, data.labels)
     return (data.matrix.T @ sparse.diags(weights) @ data.matrix).toarray()
 
 
@@ -114,14 +115,16 @@ def _rows_squared(data: Dealt) -> np.ndarray:
 
 @single_threaded
 def linear_constants(data: Dealt, model: Model, solution: Solution | None) -> Constants:
-    """All constants of the mean of linear models. The smoothness of each part is attained at x = 0."""
+    """All constants of the mean of linear models. The smoothness of convex parts is attained at x = 0."""
     n, extra, curvature = data.n, model.regularity, model.loss.curvature
     weights, squared = mean_weights(data), _rows_squared(data)
     tops = each_largest(data, curvature)
     worker_of = np.repeat(np.arange(n), data.sizes)
     smoothness = np.array([rounded(top + extra) for top in tops])
-    exact = Kind.EXACT if data.d <= DENSE else Kind.BOUND
+    exact = Kind.EXACT if data.d <= DENSE and model.loss.convex else Kind.BOUND
     how = "largest eigenvalue, attained at x = 0" if exact is Kind.EXACT else "largest eigenvalue of |A|'|A| from above"
+    if data.d <= DENSE and not model.loss.convex:
+        how = "sup |phi''| times the largest eigenvalue of A'A"
     found = {
         "L": Constant(rounded(largest(data.matrix, curvature * weights) + extra), exact, how),
         "L_max": Constant(float(smoothness.max()), exact, how),
@@ -135,25 +138,32 @@ def linear_constants(data: Dealt, model: Model, solution: Solution | None) -> Co
         gradients = LinearOracles(data, model, Block.whole(n)).gradients(solution.x).numpy()
         mean_square = math.fsum((gradients**2).sum(axis=1)) / n
         found["sigma_star"] = Constant(rounded(math.sqrt(mean_square)), Kind.EXACT, "at x*")
-    if model.loss.bend == 0.0 and model.convex and n * data.d**3 <= EXACT_WORK:
+    if model.quadratic and n * data.d**3 <= EXACT_WORK:
         found |= _of_quadratics(data, model)
+    if model.quadratic and model.l2 == 0.0 and data.d <= DENSE:
+        found.pop("mu", None)
+        found |= _of_least_squares(data)
     return Constants(L_workers=tuple(smoothness.tolist()), **found)
 
 
 def _spreads(
     data: Dealt, model: Model, tops: np.ndarray, weights: np.ndarray, worker_of: np.ndarray
 ) -> dict[str, Constant]:
-    """L_plus and L_pm. With 0 <= H_i <= Q_i, H_i^2 <= ||Q_i|| Q_i, so lambda_max of mean ||Q_i|| Q_i bounds mean H_i^2.
+    """L_plus and L_pm. With Q_i = sup |phi''| A_i'A_i / m_i, ||H_i v||^2 <= ||Q_i|| v'Q_i v, for H_i = A_i'D A_i / m_i
+    with a diagonal |D| <= sup |phi''|. So lambda_max of mean ||Q_i|| Q_i bounds mean H_i^2.
 
     L_pm does not see what all f_i share, so the regularisers do not enter it.
     """
     spread = math.sqrt(largest(data.matrix, weights * tops[worker_of]))
     root_mean_square = math.sqrt(math.fsum((tops + model.regularity) ** 2) / data.n)
     plus = root_mean_square
-    if model.convex:
+    if model.convex:  # (H + l2)^2 <= (||Q|| + l2) (Q + l2)
         shifted = largest(data.matrix, weights * (tops + model.l2)[worker_of])
         plus = min(plus, math.sqrt(shifted + model.l2 * math.fsum(tops + model.l2) / data.n))
-    how = "from mean L_i hess f_i at x = 0"
+    elif model.nonconvex == 0.0:  # (H + l2)^2 <= (||Q|| + 2 l2) Q + l2^2
+        shifted = largest(data.matrix, weights * (tops + 2.0 * model.l2)[worker_of])
+        plus = min(plus, math.sqrt(shifted + model.l2**2))
+    how = "from mean L_i hess f_i at x = 0" if model.loss.convex else "from mean L_i A_i'A_i"
     return {
         "L_plus": Constant(rounded(plus), Kind.BOUND, how),
         "L_pm": Constant(rounded(min(spread, plus)), Kind.BOUND, f"{how}, without regularisers"),
@@ -220,7 +230,27 @@ def _of_quadratics(data: Dealt, model: Model) -> dict[str, Constant]:
         "delta_server": float(away[0]),
         "hessian_lipschitz": 0.0,
     }
-    found = {name: Constant(rounded(value), Kind.EXACT, "eigenvalues") for name, value in values.items()}
-    if found["mu"].value == 0.0:
-        del found["mu"], found["mu_workers"]
-    return found
+    return {name: Constant(rounded(value), Kind.EXACT, "eigenvalues") for name, value in values.items()}
+
+
+def _of_least_squares(data: Dealt) -> dict[str, Constant]:
+    """Strong convexity where the rows span the space, else the Polyak-Lojasiewicz constant."""
+    scales, directions = span(data)
+    name = "mu" if len(scales) == data.d else "mu_pl"
+    least = float(scales[-1]) ** 2 if len(scales) else 0.0
+    return {name: Constant(rounded(least), Kind.EXACT, f"least eigenvalue of {len(scales)} that are not 0")}
+
+
+def span(data: Dealt) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values (r,), largest first, that are not 0, and right singular vectors (r, d) of all weighted rows.
+
+    Their squares are the eigenvalues of hess f of the squared loss, from the rows themselves and not from their Gram
+    matrix, whose rounding hides those below 1e-16 of the largest.
+    """
+    matrix: Matrix = sparse.diags(np.sqrt(mean_weights(data))) @ data.matrix
+    triangle = np.zeros((0, data.d))
+    for first in range(0, matrix.shape[0], ROWS):
+        triangle = np.linalg.qr(np.vstack([triangle, matrix[first : first + ROWS].toarray()]), mode="r")
+    _, scales, directions = np.linalg.svd(triangle, full_matrices=False)
+    rank = int((scales > scales[0] * max(matrix.shape) * np.finfo(float).eps).sum())
+    return scales[:rank], directions[:rank]

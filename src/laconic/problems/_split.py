@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, gammaincinv
 
 from laconic.core.keys import Keys
 
@@ -105,6 +105,48 @@ class Dirichlet(Split):
 
 
 @dataclass(frozen=True)
+class DirichletClasses(Split):
+    """Any number of classes, in proportions drawn per worker from Dir(concentration * their shares); sizes stay equal.
+
+    Workers are served in order: where a class is used up, its share goes to the classes that the worker wants most of
+    those left, so the last workers take what is left (as in Hsu, Qi and Brown 2019, with counts in place of draws).
+    """
+
+    concentration: float
+
+    def order(self, targets: np.ndarray, starts: np.ndarray, seed: int) -> np.ndarray:
+        classes, members = np.unique(targets, return_inverse=True)
+        shuffled = _permutation(seed, len(targets), "rows")
+        piles = [shuffled[members[shuffled] == c] for c in range(len(classes))]
+        left = np.array([len(pile) for pile in piles])
+        wanted, pieces = self._proportions(left / len(targets), len(starts) - 1, seed), []
+        for size, share in zip(np.diff(starts), wanted, strict=True):
+            for pile, count, rest in zip(piles, _served(share * size, size, left), left.copy(), strict=True):
+                pieces.append(pile[len(pile) - rest : len(pile) - rest + count])
+            left -= [len(piece) for piece in pieces[-len(piles) :]]
+        return np.concatenate([*pieces, *(pile[len(pile) - rest :] for pile, rest in zip(piles, left, strict=True))])
+
+    def _proportions(self, shares: np.ndarray, workers: int, seed: int) -> np.ndarray:
+        """One row per worker: gamma variables over their sum, by their logarithms, for small ones are below 1e-308."""
+        uniform = Keys(seed, 0, "split/proportions", np.arange(workers), workers).uniform(len(shares)).numpy()
+        shape = self.concentration * shares
+        draws = gammaincinv(shape + 1.0, uniform)  # gamma(a) = gamma(a + 1) U^(1 / a)
+        powers = Keys(seed, 0, "split/powers", np.arange(workers), workers).uniform(len(shares)).numpy()
+        with np.errstate(divide="ignore"):
+            logs = np.log(draws) + np.log(powers) / shape
+        weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _served(wanted: np.ndarray, size: int, left: np.ndarray) -> np.ndarray:
+    """Counts that sum to `size`, at most `left`, near to `wanted`: whole parts, then one by one where most misses."""
+    counts = np.minimum(np.floor(wanted).astype(np.int64), left)
+    while counts.sum() < size:
+        counts[np.argmax(np.where(counts < left, wanted - counts, -np.inf))] += 1
+    return counts
+
+
+@dataclass(frozen=True)
 class Dealing:
     """How rows are dealt: the split, its seed, and whether the tail that does not divide evenly is left out."""
 
@@ -122,3 +164,8 @@ def named(split: str, concentration: float) -> Split:
         "dirichlet": Dirichlet(concentration),
     }
     return splits[split]
+
+
+def of_classes(split: str, concentration: float) -> Split:
+    """The same for labels of more than two classes."""
+    return DirichletClasses(concentration) if split == "dirichlet" else named(split, concentration)

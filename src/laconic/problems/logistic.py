@@ -83,9 +83,10 @@ class Logistic(LinearProblem):
         """The rows in the order of the workers."""
         table = _data.load(self.data, data_dir, self.features)
         dealing = _split.Dealing(_split.named(self.split, self.concentration), self.seed, self.drop_last)
-        return _dealt(table, dealing, self.workers, self.intercept)
+        return two_classes(table, dealing, self.workers, self.intercept)
 
 
 @functools.lru_cache(maxsize=8)
-def _dealt(table: _data.Table, dealing: _split.Dealing, workers: int, intercept: bool) -> Dealt:
+def two_classes(table: _data.Table, dealing: _split.Dealing, workers: int, intercept: bool) -> Dealt:
+    """The rows of a table whose labels are two classes, dealt; the same object for the same dealing."""
     return deal(table, _data.signs(table.targets, table.name), dealing, workers, intercept)

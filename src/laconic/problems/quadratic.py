@@ -16,7 +16,7 @@ from torch import Tensor
 
 from laconic.core.entry import Count, Interval, Source
 from laconic.core.keys import Keys
-from laconic.core.problem import Batch, Block, Constant, Constants, Oracles, Problem, Solution
+from laconic.core.problem import Batch, Block, Constant, Constants, Oracles, Problem, Solution, single_threaded
 from laconic.kernels.memory import empty
 from laconic.kernels.threads import over_rows
 
@@ -198,6 +198,10 @@ class Quadratic(Problem):
         """All constants, exact by closed forms."""
         return _constants(self)
 
+    def smoothness_matrices(self, data_dir: Path | None = None) -> Tensor:
+        """The A_i, or |A_i|, with eigenvalues made positive, where f_i is not convex."""
+        return _matrices(self)
+
     def solution(self, data_dir: Path | None = None) -> Solution:
         """The minimiser, by a tridiagonal solve with refinement; its gap is certified by the gradient."""
         return _solution(self)
@@ -212,6 +216,22 @@ def _draws(problem: Quadratic) -> Draws:
     low, high = math.sin(angle) ** 2, math.sin(problem.d * angle) ** 2
     mean = math.fsum(scales) / n
     return Draws(scales, linear, problem.mu - min(mean * low, mean * high), low, high)
+
+
+@functools.lru_cache(maxsize=2)
+@single_threaded
+def _matrices(problem: Quadratic) -> Tensor:
+    draws, d = _draws(problem), problem.d
+    matrices = torch.empty(problem.workers, d, d, dtype=torch.float64)
+    tridiagonal = torch.eye(d, dtype=torch.float64).mul_(0.5)
+    tridiagonal.diagonal(1).fill_(-0.25)
+    tridiagonal.diagonal(-1).fill_(-0.25)
+    for matrix, scale, ends in zip(matrices, draws.scales, draws.workers_ends(), strict=True):
+        torch.mul(tridiagonal, scale, out=matrix).diagonal().add_(draws.shift)
+        if ends.min() < 0.0:
+            values, vectors = torch.linalg.eigh(matrix)
+            matrix.copy_((vectors * values.abs()) @ vectors.T)
+    return matrices
 
 
 @functools.lru_cache(maxsize=8)

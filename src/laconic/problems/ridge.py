@@ -26,7 +26,7 @@ class Ridge(LinearProblem):
     ----------
     data : "diabetes" (features and target standardised), or a LIBSVM file by name (from --data-dir, else LACONIC_DATA)
         or path.
-    l2 : the weight of ||x||^2 / 2; an intercept is regularised too. With 0 there is no certified solution.
+    l2 : the weight of ||x||^2 / 2; an intercept is regularised too. With 0 this is `least_squares`.
     workers : n. All rows are dealt, and sizes differ by at most one.
     intercept : whether a column of ones is appended.
     split : "contiguous" (the file's order), "shuffled" or "sorted" (by target).
@@ -75,9 +75,10 @@ class Ridge(LinearProblem):
         """The rows in the order of the workers."""
         table = _data.load(self.data, data_dir, self.features)
         dealing = _split.Dealing(_split.named(self.split, 1.0), self.seed, self.drop_last)
-        return _dealt(table, dealing, self.workers, self.intercept)
+        return targets(table, dealing, self.workers, self.intercept)
 
 
 @functools.lru_cache(maxsize=8)
-def _dealt(table: _data.Table, dealing: _split.Dealing, workers: int, intercept: bool) -> Dealt:
+def targets(table: _data.Table, dealing: _split.Dealing, workers: int, intercept: bool) -> Dealt:
+    """The rows of a table with any targets, dealt; the same object for the same dealing."""
     return deal(table, table.targets, dealing, workers, intercept)

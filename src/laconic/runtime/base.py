@@ -52,9 +52,9 @@ def received(link: Link, own: Packet, packets: Sequence[Packet]) -> Sent:
     return Sent(Own(own, link.block.size), mean, spoke if link.holds_server else own.message.rows)
 
 
-def uplink_bytes(packets: Sequence[Packet], n: int, private: bool) -> np.ndarray:
+def uplink_bytes(asked: Packet, packets: Sequence[Packet], n: int) -> np.ndarray:
     """Logical bytes per worker of an uplink, int64 of shape (n,); a private decision to speak costs a byte of flag."""
-    up = np.full(n, int(private), dtype=np.int64)
+    up = asked.flags(n)
     for packet in packets:
         if packet.message.rows == n:
             up += packet.message.nbytes

@@ -95,7 +95,7 @@ class Local(Runtime):
         first = asks[0]
         packets = [ask.packet for ask in asks if isinstance(ask, Sending)]
         if isinstance(first, Uplink):
-            return self._uplink(packets, first.packet.private, account)
+            return self._uplink(packets, account)
         if isinstance(first, Downlink):
             return self._downlink(first.packet, first.to, account)
         if isinstance(first, AllReduce):
@@ -108,10 +108,10 @@ class Local(Runtime):
             return [first.value.clone() for _ in asks]
         raise TypeError(f"{type(first).__name__} is no request that a runtime knows")
 
-    def _uplink(self, packets: list[Packet], private: bool, account: Account) -> list[Any]:
+    def _uplink(self, packets: list[Packet], account: Account) -> list[Any]:
         self._watch(packets)
         packets = [self._through_bytes(packet) for packet in packets]
-        account.said_up(uplink_bytes(packets, self.n, private), sum(p.message.rows for p in packets))
+        account.said_up(uplink_bytes(packets[0], packets, self.n), sum(p.message.rows for p in packets))
         return [received(link, own, packets) for link, own in zip(self.links, packets, strict=True)]
 
     def _downlink(self, packet: Packet, to: np.ndarray | None, account: Account) -> list[Any]:
@@ -124,7 +124,7 @@ class Local(Runtime):
 
     def _all_reduce(self, packets: list[Packet], account: Account) -> list[Any]:
         self._watch(packets)
-        account.summed(uplink_bytes(packets, self.n, False))
+        account.summed(uplink_bytes(packets[0], packets, self.n))
         return [Mean(packets, self.n).dense() for _ in self.links]
 
     def _through_bytes(self, packet: Packet) -> Packet:

@@ -121,7 +121,7 @@ class ProcessGroup(Runtime):
             ask = flight[i]
             assert isinstance(ask, Spoken)
             if isinstance(ask, Uplink):
-                sizes = uplink_bytes(everyone, self.n, ask.packet.private)
+                sizes = uplink_bytes(ask.packet, everyone, self.n)
                 account.said_up(sizes, sum(packet.message.rows for packet in everyone))
                 replies[i] = received(self.links[0], own, everyone)
             else:

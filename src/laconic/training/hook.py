@@ -24,6 +24,8 @@ from laconic.runtime.process_group import ProcessGroup
 from laconic.training.conductor import Conductor
 
 DTYPES = (torch.float32, torch.float64)
+# the compressor's affair, and the optimizer's: with a learning rate that falls, memories of gradients count too much
+_NOT_ASKED = frozenset({Need.UNBIASED, Need.CONSTANT_STEP})
 
 
 class Attached:
@@ -145,7 +147,7 @@ def _group(model: DistributedDataParallel) -> dist.ProcessGroup:
 
 
 def _refuse_what_a_hook_cannot_give(mechanism: Mechanism) -> None:
-    asks = mechanism.needs - {Need.UNBIASED}  # the compressor's affair
+    asks = mechanism.needs - _NOT_ASKED
     lacks = [need.value for need in sorted(asks, key=lambda need: need.value)]
     if mechanism.takes_step:
         lacks.append("the stepsize (its estimate is a step, and a hook hands gradients to an optimizer)")

@@ -1,0 +1,81 @@
+"""Recipes in their small form: every claim of a source gets the verdict written down here, and a page to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from laconic.core.registry import catalogue
+from laconic.core.spec import parse
+from laconic.lab.figures import Grid, Panel, Series
+from laconic.lab.recipe import Bench, Outcome, Recipe, Ruling, Verdict, record, write
+
+HOLDS, CORRECTED, FAILS = Ruling.HOLDS, Ruling.CORRECTED, Ruling.FAILS
+EXPECTED = {
+    "compression_lecture": {
+        "randk-second-moment": HOLDS,
+        "natural-probability": CORRECTED,
+        "qgd-plateau": HOLDS,
+        "qgd-noise-term": CORRECTED,
+        "shared-support": HOLDS,
+        "diana-rounds": CORRECTED,
+        "information": HOLDS,
+        "ef21-workers": HOLDS,
+        "beta-omega": HOLDS,
+        "ring-collisions": HOLDS,
+        "one-node": HOLDS,
+        "ef21-starts": CORRECTED,
+        "top1-diverges": HOLDS,
+        "memory-mends": HOLDS,
+        "ef21-no-floor": HOLDS,
+    },
+}
+
+
+def test_every_recipe_has_its_verdicts_here() -> None:
+    assert {cls.name for cls in catalogue().of_kind("recipe")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_small_form_decides_every_claim(name: str, tmp_path: Path) -> None:
+    recipe: Any = parse(name)
+    small = recipe.small()
+    assert parse(str(small)) == small and small != recipe  # the command on the page runs this form again
+    outcome = small.run(Bench())
+    assert {verdict.claim: verdict.ruling for verdict in outcome.verdicts} == EXPECTED[name], [
+        f"{verdict.claim}: {verdict.because}" for verdict in outcome.verdicts
+    ]
+    assert len({verdict.claim for verdict in outcome.verdicts}) == len(outcome.verdicts)
+    assert all(np.isfinite(verdict.number) and verdict.because and verdict.says for verdict in outcome.verdicts)
+    page = write(small, outcome, tmp_path)
+    text = page.read_text()
+    assert all(verdict.because.replace("|", "\\|") in text for verdict in outcome.verdicts)
+    for figure in outcome.figures:
+        assert (tmp_path / f"{figure}.png").stat().st_size > 5000 and (tmp_path / f"{figure}.pdf").is_file()
+        assert f"({figure}.png)" in text
+    for table in outcome.tables:
+        assert len(pd.read_csv(tmp_path / f"{table}.csv")) == len(outcome.tables[table])
+    assert json.loads((tmp_path / "verdicts.json").read_text())["recipe"] == str(small)
+
+
+def test_a_page_shows_what_cannot_be_drawn_or_written_plainly(tmp_path: Path) -> None:
+    """Values that are infinite, zero on a logarithmic axis, bars in text, and a row with fewer panels."""
+    one = Panel(
+        "a", "x", "y", [Series("zero", np.arange(3.0), np.zeros(3)), Series("up", np.arange(3.0), 10.0 ** np.arange(3))]
+    )
+    two = Panel("b", "x", "y", [Series("up", np.arange(1, 4.0), np.array([1.0, np.inf, 1e300]))], "xy")
+    verdict = Verdict("a|b", "says |x|", Ruling.FAILS, float("inf"), "because |y| is infinite")
+    outcome = Outcome(
+        [verdict], {"odd": Grid("what | it shows", [[one, two], [one]])}, {"t": pd.DataFrame({"v": [float("nan")]})}
+    )
+    recipe = next(iter(catalogue().of_kind("recipe")))
+    entry: Any = recipe()
+    assert isinstance(entry, Recipe)
+    text = write(entry, outcome, tmp_path).read_text()
+    assert "says \\|x\\|" in text
+    assert record(entry, outcome)["verdicts"][0]["number"] is None and outcome.ruling("a|b") is Ruling.FAILS
