@@ -97,7 +97,11 @@ class Course:
         terms = promise.lyapunov(
             Snapshot(self.x, gap, rows.mean(oracles.gradients(self.x)), self.state, oracles, solution)
         )
-        return terms.shared + (0.0 if terms.workers is None else math.fsum(terms.workers.tolist()) / self.problem.n)
+        together = 0.0
+        if terms.vectors is not None and terms.of_mean is not None:
+            together = terms.of_mean(rows.mean(terms.vectors))
+        own = 0.0 if terms.workers is None else math.fsum(terms.workers.tolist()) / self.problem.n
+        return terms.shared + together + own
 
 
 def start(spec: Any, problem: str | Problem, seed: int = 0, runtime: str = "plain") -> Course:

@@ -684,3 +684,21 @@ def test_floors_that_shifts_and_control_remove() -> None:
         assert distance(start(f"gd({spec}, step=0.1)", problem).go(300)) > 1e-2
     for spec in ("ec_diana(topk(k=2), randk(k=5))", "econtrol(topk(k=2))", "ef_bv(topk(k=2))"):
         assert distance(start(f"gd({spec}, step=0.1)", problem).go(400)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ef14(topk(k=2))",
+        "ef14_inside(topk(k=2))",
+        "ef0(topk_permk(k=1))",
+        "double_squeeze(topk(k=3), topk(k=2))",
+        "ec_diana(topk(k=3), randk(k=3))",
+    ],
+)
+def test_what_is_owed_is_the_lyapunov_function(spec: str) -> None:
+    """The product's V, which takes a mean vector over workers, against the formula from the state."""
+    course = start(spec, SMALL).go(5)
+    solution = course.problem.solution()
+    assert solution is not None
+    assert course.lyapunov(solution) == pytest.approx(owed(course), rel=1e-9)

@@ -372,7 +372,7 @@ def test_what_a_wrapper_passes_on() -> None:
     assert inside.takes_step and not inside.public and inside.settled(hand()).trial == 1.0
     assert cast(Any, parse("local_importance(direct(impk(k=2)))")).settled(hand()).trial == 0.5  # 1 / L
     need: Any = parse("shared_importance(marina(impk(k=2)))")
-    assert {one.name for one in need.needs} == {"FULL_GRADIENTS"}
+    assert {one.name for one in need.needs} == {"FULL_GRADIENTS", "UNBIASED"}
     both: Any = parse("local_importance(marina(impk(k=2)))")
-    assert {one.name for one in both.needs} == {"FULL_GRADIENTS", "PROBE"}
+    assert {one.name for one in both.needs} == {"FULL_GRADIENTS", "PROBE", "UNBIASED"}
     assert need.settled(hand()).mechanism.probability == pytest.approx(0.02)

@@ -389,8 +389,9 @@ def test_memories_are_plain_states_that_say_who_holds_what(spec: str) -> None:
         v.fill_(7.0)
 
 
-@pytest.mark.parametrize("spec", MECHANISMS)
+@pytest.mark.parametrize("spec", [spec for spec in MECHANISMS if not spec.startswith(("majority_vote", "ssdm"))])
 def test_zero_vectors_give_a_zero_estimate(spec: str) -> None:
+    """But for methods of signs, which have none of zero."""
     mechanism: Any = parse(spec)
     mechanism = mechanism.settled(hand(n=3, d=40))
     link, zero = Link(Block.whole(3)), torch.zeros(3, 5, 8, dtype=torch.float64)

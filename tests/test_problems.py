@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from laconic.core.keys import Keys
-from laconic.core.problem import Block, Constant, Constants, Kind, Oracles, Problem, Solution
+from laconic.core.problem import Batch, Block, Constant, Constants, Kind, Oracles, Problem, Solution
 from laconic.problems import _base, _cache, _linear, _spectra
 from laconic.problems.counterexample import Counterexample
 from laconic.problems.custom import Custom
@@ -224,7 +224,7 @@ def test_minibatches_average_their_terms(problem, oracles) -> None:
     single = [oracles.gradients(x, rows, dataclasses.replace(batch, indices=batch.indices[:, [k]])) for k in range(6)]
     assert torch.allclose(drawn, torch.stack(single).mean(dim=0), rtol=1e-12, atol=1e-14)
     everyone = np.array([np.arange(terms[0])])
-    whole = oracles.gradients(x, np.array([0]), dataclasses.replace(batch, indices=everyone))
+    whole = oracles.gradients(x, np.array([0]), Batch(np.array([0]), everyone))
     assert torch.allclose(whole, oracles.gradients(x, np.array([0])), rtol=1e-12, atol=1e-14)
 
 
@@ -734,3 +734,13 @@ def test_real_data(data_dir: Path) -> None:
     assert torch.allclose(full[2] @ v, oracles.products(x, v)[2], rtol=1e-11, atol=1e-13)
     solution = Logistic(data="a9a", workers=3000).solution(data_dir)
     assert solution is not None and solution.gap < 1e-26
+
+
+def test_a_minibatch_of_other_rows_is_refused() -> None:
+    """It read beyond the rows before."""
+    oracles = Logistic(data="breast_cancer", l2=0.01, workers=5).oracles(Block.whole(5))
+    batch = Batch(np.array([0, 3]), np.zeros((2, 4), dtype=np.int64))
+    x = oracles.start()
+    assert oracles.gradients(x, np.array([0, 3]), batch).shape[0] == 2
+    with pytest.raises(ValueError, match=r"a minibatch of the rows \[0, 3\] for the rows \[0, 1, 2, 3, 4\]"):
+        oracles.gradients(x, batch=batch)

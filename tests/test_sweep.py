@@ -192,6 +192,16 @@ def test_curves_are_those_of_laconic_run(spec, limits):
         same(one, laconic.run(QUADRATIC, single, seeds=[2], every=3, network=(), **limits))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the single run
+def test_overflow_between_two_evaluations_is_noticed_at_once():
+    steps, limits = (0.1, 1e150, 1e40), Limits.make(30, None, None, None)
+    field, spec = Field.of(by_hand.problem_of(QUADRATIC)), "gd(ef21(topk(k=2)), step={})"
+    found, why = sweep(field, [by_hand.method_of(spec.format(s), field.problem) for s in steps], 0, limits, 1000)
+    assert why == "" and [one.status for one in found] == [trace.DONE, trace.DIVERGED, trace.DIVERGED]
+    for one, step in zip(found, steps, strict=True):
+        same(one, laconic.run(QUADRATIC, spec.format(step), rounds=30, every=1000, network=()))
+
+
 @pytest.mark.parametrize("problem", [LOGISTIC, "logistic(l2=1e-2, workers=4, nonconvex=0.1)", "counterexample"])
 def test_curves_on_other_problems(problem):
     found, why = together(problem, "gd(ef21(natural), step=1.0)", (0.1, 1.0, 1e4))

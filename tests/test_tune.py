@@ -102,6 +102,8 @@ def test_a_winner_at_an_end_widens_the_multiples():
     assert choice.multiple == 1.0 and choice.edge == "" and choice.tried == 3 + 4 + 4
     tuned = laconic.tune(Bowl(), "gd(step=1.0)", target=1e-6, multipliers="2^2..2^4", seeds=1, every=1)
     assert tuned.choices[0].multiple == 1.0 and tuned.choices[0].tried == 3 + 4
+    tuned = laconic.tune(Bowl(), "gd(step=1.0)", target=1e-6, multipliers=[1.25, 1.5, 1.75], seeds=1, every=1)
+    assert tuned.choices[0].multiple == pytest.approx(1.25**2 / 1.5) and tuned.choices[0].tried == 3 + 4
 
 
 def test_an_end_that_is_not_widened_is_reported():
@@ -207,7 +209,8 @@ def test_problems_without_a_known_minimum_are_judged_by_the_gradient():
     problem = "logistic(l2=1e-2, workers=4, nonconvex=0.1)"
     tuned = laconic.tune(problem, "gd", target=1e-4, rounds=200, seeds=1, every=1)
     trace = laconic.run(problem, tuned.winner, rounds=200).trace
-    assert trace["uplink"][np.asarray(trace["grad_norm2"]) <= 1e-4].min() == tuned.choices[0].score
+    there = np.flatnonzero(np.asarray(trace["grad_norm2"]) <= 1e-4)[0]
+    assert float(np.asarray(trace["uplink"])[there]) == tuned.choices[0].score
 
 
 # ---- what is tried -------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from laconic.runtime.local import Local
 from laconic.runtime.process_group import Pending, ProcessGroup
 from laconic.training import attach
 from laconic.training.conductor import Conductor
+from laconic.training.hook import setting_of
 
 MANY_BUCKETS = 0.0008  # MiB
 
@@ -78,6 +79,7 @@ def job_simulate(mechanism: str, workers: int, steps: int, dtype: str) -> dict[s
     model, runtime = Net(kind), Local(workers)
     link, memory = runtime.links[0], {}
     chosen: Any = parse(mechanism)
+    settled = {name: chosen.settled(setting_of(workers, tuple(p.shape))) for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(steps):
         gradients: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
@@ -91,7 +93,8 @@ def job_simulate(mechanism: str, workers: int, steps: int, dtype: str) -> dict[s
         for name, parameter in model.named_parameters():
             v = torch.stack(gradients[name])
             scope = link.scope(name)
-            text = chosen.exchange(v, memory[name], scope) if name in memory else chosen.init(v, scope)
+            one = settled[name]
+            text = one.exchange(v, memory[name], scope) if name in memory else one.init(v, scope)
             ((estimate, memory[name]),) = runtime.drive(text)
             parameter.grad = estimate.clone()
         optimizer.step()

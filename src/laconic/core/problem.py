@@ -218,8 +218,15 @@ class Oracles(ABC):
         return self._values(x, self._rows(rows))
 
     def gradients(self, x: Tensor, rows: np.ndarray | None = None, batch: Batch | None = None) -> Tensor:
-        """grad f_i(x) for the rows, or the mean over a minibatch, shape (rows, *shape). The caller owns it."""
+        """grad f_i(x) for the rows, or the mean over a minibatch of those rows, shape (rows, *shape).
+
+        The caller owns it. Raises ValueError where a minibatch is of other rows.
+        """
         rows = self._rows(rows)
+        if batch is not None and not np.array_equal(batch.rows, rows):
+            raise ValueError(
+                f"a minibatch of the rows {batch.rows.tolist()} for the rows {rows.tolist()}; give its rows"
+            )
         self.calls.gradient_terms += self._terms(rows, batch)
         return self._gradients(x, rows, batch)
 

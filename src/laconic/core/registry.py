@@ -14,7 +14,8 @@ from types import ModuleType
 from laconic.core.entry import Entry
 
 FOLDERS = (
-    "broadcasts", "compressors", "estimators", "mechanisms", "methods", "problems", "recipes", "regularisers", "schedules"
+    "broadcasts", "compressors", "estimators", "mechanisms", "methods", "problems", "recipes", "regularisers",
+    "schedules",
 )  # fmt: skip
 GROUP = "laconic.entries"  # the entry-point group of packages that add entries
 

@@ -53,10 +53,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Terms:
-    """A Lyapunov value in two parts: `shared` + the mean over all workers of `workers` (local,)."""
+    """A Lyapunov value in parts: `shared` + the mean over all workers of `workers` (local,) + `of_mean`(mean vector).
+
+    The mean vector is that of `vectors` (local, *shape) over all workers.
+    """
 
     shared: float
     workers: Tensor | None = None
+    vectors: Tensor | None = None
+    of_mean: Callable[[Tensor], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -112,11 +112,11 @@ def mean(values: Tensor) -> float:
 async def _lyapunov(party: Party, guarantee: Guarantee, snapshot: Snapshot) -> float:
     assert guarantee.lyapunov is not None
     terms = guarantee.lyapunov(snapshot)
-    shared = await party.link.show(torch.tensor(terms.shared, dtype=torch.float64))
-    if terms.workers is None:
-        return float(shared)
-    workers = await party.link.look(terms.workers.double())
-    return float(shared) + mean(workers)
+    shared = terms.shared
+    if terms.vectors is not None and terms.of_mean is not None:
+        shared += terms.of_mean(rows.mean(await party.link.look(terms.vectors)))
+    value = float(await party.link.show(torch.tensor(shared, dtype=torch.float64)))
+    return value if terms.workers is None else value + mean(await party.link.look(terms.workers.double()))
 
 
 def _culprit(values: Tensor, gradients: Tensor) -> str:

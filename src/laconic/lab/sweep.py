@@ -92,6 +92,7 @@ class Field:
         return max(1, WIDEST // (self.setting.n * max(1, self.setting.d)))
 
 
+@np.errstate(invalid="ignore", over="ignore")  # curves that diverge are nothing to warn of here
 def sweep(
     field: Field, methods: Sequence[Method], seed: int, limits: Limits, every: int
 ) -> tuple[list[Recording], str]:
@@ -140,7 +141,7 @@ class _Together:
         self.field, self.methods, self.limits, self.every = field, list(methods), limits, every
         self.found = [Recording() for _ in methods]
         self.alive = np.arange(len(methods))  # which of the curves the runs of the stack are
-        self.first: list[float] = []
+        self.first = math.nan  # f(x^0), the same for all
         self.recorded = (-1, -1)
         self.sweep = Sweep(field.setting.n, seed=seed, runs=len(methods))
         self._stack()
@@ -196,7 +197,7 @@ class _Together:
         looked = range(len(over)) if due else [run for run, how in enumerate(over) if how]
         x = self._point().of(torch.tensor(list(looked)))
         for run, seen in zip(looked, look(self.field, x), strict=True):
-            over[run] = self._judged(iteration, run, seen, over[run])
+            over[run] = self._judged(iteration, seen, over[run])
             up, down = float(self.sweep.uplink[:, run].mean()), float(self.sweep.downlink[:, run].mean())
             one = self.found[self.alive[run]]
             one.add(iteration, self.sweep.rounds, up, down, seen.f, seen.gap, seen.grad_norm2)
@@ -206,18 +207,17 @@ class _Together:
         left = np.array([run for run, how in enumerate(over) if not how], dtype=np.int64)
         if 0 < len(left) < len(over):
             self.state = self.sweep.keep(self.state, left)
-        self.first = [self.first[run] for run in left]
         if len(left) < len(over):
             self.alive = self.alive[left]
             if len(left):
                 self._stack()
 
-    def _judged(self, iteration: int, run: int, seen: Evaluation, how: str) -> str:
+    def _judged(self, iteration: int, seen: Evaluation, how: str) -> str:
         if iteration == 0:
             if seen.culprit:
                 raise Unstackable(seen.culprit)  # a run alone says what is wrong with the data
-            self.first.append(seen.f)
-        if how == trace.DIVERGED or seen.culprit or not abs(seen.f) <= BLOWN_UP * max(1.0, abs(self.first[run])):
+            self.first = seen.f
+        if how == trace.DIVERGED or seen.culprit or not abs(seen.f) <= BLOWN_UP * max(1.0, abs(self.first)):
             return trace.DIVERGED
         if self.limits.until is not None and seen.gap <= self.limits.until:
             return trace.REACHED
@@ -231,7 +231,8 @@ def look(field: Field, x: Stack) -> list[Evaluation]:
         runtime = Local(field.setting.n)
         party = Party(runtime.links[0], oracles)
         return [runtime.drive(evaluate(party, point, solution, None))[0] for point in x.data]
-    gradients = SweepOracles(oracles, x.runs).gradients(x).data  # in one batch; the rest is cheap at one point
+    together: Any = SweepOracles(oracles, x.runs)
+    gradients = together.gradients(x).data  # in one batch; the rest is cheap at one point
     squares = rows.norm2(rows.mean(gradients).double().reshape(x.runs, -1)).tolist()
     found = []
     for point, square in zip(x.data, squares, strict=True):

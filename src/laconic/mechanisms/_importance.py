@@ -17,7 +17,8 @@ from laconic.core.estimator import Estimator
 from laconic.core.floats import wide
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
-from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
+from laconic.core.theory import Guarantee, NoTheorem, Setting, Terms, estimates, known
+from laconic.mechanisms._wrapped import Wrapping, inside
 from laconic.mechanisms.direct import Direct
 from laconic.mechanisms.domains import Cube, Domain
 
@@ -45,10 +46,9 @@ def flat(v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Wrapper(Mechanism, ABC):
+class Wrapper(Wrapping, ABC):
     """A mechanism whose compressors are lent importances. What it needs and gives is what the mechanism inside does."""
 
-    mechanism: Mechanism
     domain: Domain = dataclasses.field(default_factory=Cube)
 
     source = _SOURCE
@@ -60,32 +60,12 @@ class Wrapper(Mechanism, ABC):
                 f"{type(self).__name__}(mechanism={self.mechanism}) : mechanism must hold a compressor that works with "
                 "importances, such as impk or reweighted_impk"
             )
-        inner = self.mechanism
-        for name, value in (
-            ("needs", type(self).needs | inner.needs),
-            ("public", inner.public),
-            ("takes_step", inner.takes_step),
-        ):
-            object.__setattr__(self, name, value)
-
-    def settled(self, setting: Setting) -> Mechanism:
-        return dataclasses.replace(self, mechanism=self.mechanism.settled(setting))
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         inner = self.mechanism
         if isinstance(inner, Direct) and isinstance(inner.compressor, ReweightedImpK):
             return _descent(self, inner.compressor, self.domain, setting, estimator, step)
-        promise = inner.guarantee(setting, estimator, step)
-        if promise.lyapunov is None:
-            return promise
-        of_inner = promise.lyapunov
-        return dataclasses.replace(promise, lyapunov=lambda snapshot: of_inner(_inside(snapshot)))
-
-
-def _inside(snapshot: Snapshot) -> Snapshot:
-    """What the mechanism inside would see of a run."""
-    state = dataclasses.replace(snapshot.state, memory=snapshot.state.memory.inner)
-    return dataclasses.replace(snapshot, state=state)
+        return inside(inner.guarantee(setting, estimator, step))
 
 
 def _descent(

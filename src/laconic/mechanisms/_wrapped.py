@@ -19,7 +19,8 @@ class Wrapping(Mechanism, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("needs", "public", "takes_step", "lazy", "instead"):
+        object.__setattr__(self, "needs", type(self).needs | self.mechanism.needs)
+        for name in ("public", "takes_step", "lazy", "instead"):
             object.__setattr__(self, name, getattr(self.mechanism, name))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -54,7 +55,7 @@ class AdaCGD(ThreePoint):
     )
 
     def packets(self, v: Tensor, shift: Tensor, previous: Tensor, link: Link) -> tuple[Packet, ...]:
-        change = (v - shift).flatten(1)
+        change = (v - shift).reshape(v.shape[0], math.prod(v.shape[1:]))
         allowed = self.trigger * norm2(v - previous)
         packets, left = [], norm2(change) > allowed  # whose place is still open
         for k in self._counts(change.shape[1]):

@@ -15,7 +15,7 @@ from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism, Need, contractive_only, full_gradients_only
 from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, Setting, known
-from laconic.mechanisms.ef14 import convex_only, owing, promise
+from laconic.mechanisms.ef14 import Owed, convex_only, owing, promise
 
 
 @dataclass
@@ -89,4 +89,9 @@ class DoubleSqueeze(Mechanism):
         smooth, worst = known(L=c.L, L_max=c.L_max)
         weight = 48.0 * (1.0 - up) * (1.0 + 64.0 * s) / up**2 + 384.0 * s
         largest = min(0.25 / smooth, (8.0 * weight * smooth * worst) ** -0.5)
-        return owing(self.source, setting, largest, weight, (1.0 - up / 4.0, 1.0 - down / 4.0), step)
+
+        def owed(used: float) -> Owed:
+            errors = 24.0 * smooth * used**3 / up * (1.0 + 64.0 * s)
+            return Owed(self.takes_step, used, errors, servers=24.0 * smooth * used**3 / down)
+
+        return owing(self.source, setting, largest, weight, (1.0 - up / 4.0, 1.0 - down / 4.0), step, owed)

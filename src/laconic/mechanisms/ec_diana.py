@@ -18,7 +18,7 @@ from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism, Need, contractive_only, full_gradients_only
 from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, known
-from laconic.mechanisms.ef14 import convex_only, owing
+from laconic.mechanisms.ef14 import Owed, convex_only, owing
 
 
 @dataclass
@@ -124,4 +124,9 @@ class ECDIANA(Mechanism):
         if alpha < 1.0:
             largest = min(largest, alpha / (24.0 * math.sqrt((1.0 - alpha) * smooth * worst)))
         slower = (1.0 - alpha / 4.0, 1.0 - a / 2.0) if alpha < 1.0 else ()
-        return owing(self.source, setting, largest, 0.0, slower, step)
+
+        def owed(used: float) -> Owed:
+            errors = 12.0 * smooth * used**3 / alpha
+            return Owed(self.takes_step, used, errors, shifts=errors * 8.0 * (1.0 - alpha) / (alpha * a))
+
+        return owing(self.source, setting, largest, 0.0, slower, step, owed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,9 @@ from laconic.core.entry import Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism, Need, contractive_only, full_gradients_only
+from laconic.core.rows import norm2, square
 from laconic.core.state import Worker
-from laconic.core.theory import Guarantee, NoTheorem, Setting, estimates, known
+from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 
 SEIDE = Source(
     "Seide, Fu, Droppo, Li, Yu",
@@ -51,6 +53,33 @@ def convex_only(mechanism: Mechanism, setting: Setting) -> None:
         raise NoTheorem(f"the theorem of {mechanism} needs convex f_i; give an explicit step")
 
 
+@dataclass(frozen=True)
+class Owed:
+    """V = ||y - x*||^2 + `errors` mean ||e_i||^2 + `servers` ||E||^2 + `shifts` mean ||h_i - grad f_i(x*)||^2.
+
+    y is the next x less step (mean e_i + E), with E and h_i where a mechanism's memory has them. Errors and estimates
+    that a step is in already are taken out of it first.
+    """
+
+    takes_step: bool
+    step: float
+    errors: float
+    servers: float = 0.0
+    shifts: float = 0.0
+
+    def __call__(self, snapshot: Snapshot) -> Terms:
+        memory, goal = snapshot.state.memory, snapshot.solution.x
+        unit = 1.0 if self.takes_step else self.step
+        owed, ahead = unit * memory.error, snapshot.x - unit * snapshot.state.estimate
+        workers, shared = norm2(owed) * (self.errors / self.step**2), 0.0
+        if self.servers > 0.0:
+            ahead = ahead - unit * memory.servers
+            shared = self.servers * square(memory.servers)
+        if self.shifts > 0.0:
+            workers = workers + self.shifts * norm2(memory.shift - snapshot.oracles.gradients(goal))
+        return Terms(shared, workers, owed, lambda mean: square(ahead - mean - goal))
+
+
 def owing(
     source: Source,
     setting: Setting,
@@ -58,14 +87,15 @@ def owing(
     weight: float,
     slower: tuple[float, ...],
     step: float | None,
+    lyapunov: Callable[[float], Owed],
     assumes: tuple[str, ...] = (),
 ) -> Guarantee:
     """What holds of a virtual iterate y = x - step (all that is owed), which takes exact gradient steps.
 
     A vector of squared length P that is put into the memories adds `weight` step^3 L P to V. For strongly convex f and
     convex f_i, P <= 4 L_max (f - f*) + 2 sigma*^2 on average, and V = ||y - x*||^2 + (what is owed, squared and
-    weighted) contracts by the largest of 1 - step mu / 2 and `slower`, up to 2 `weight` step^3 L sigma*^2: for steps
-    <= 1 / (4 L) with 4 `weight` step^2 L L_max <= 1 / 2.
+    weighted; `lyapunov` of a step) contracts by the largest of 1 - step mu / 2 and `slower`, up to
+    2 `weight` step^3 L sigma*^2: for steps <= 1 / (4 L) with 4 `weight` step^2 L L_max <= 1 / 2.
     """
     c = setting.constants
     smooth, mu = known(L=c.L, mu=c.mu)
@@ -77,7 +107,8 @@ def owing(
         largest,
         source,
         rate,
-        plateau=plateau,
+        lyapunov(used),
+        plateau,
         leans_on=estimates(L=c.L, L_max=c.L_max, mu=c.mu),
         assumes=("f strongly convex", "f_i convex and smooth", *assumes),
         average=lambda k: -(k + 1) * math.log(rate),  # weights rate^-(k+1), about whose average the paper's theorem is
@@ -92,11 +123,15 @@ def promise(
     alpha = contractive_only(mechanism, compressor, setting)
     convex_only(mechanism, setting)
     c = setting.constants
-    worst, _ = known(L_max=c.L_max, mu=c.mu)
+    worst, smooth = known(L_max=c.L_max, L=c.L)
     slower = (1.0 - alpha / 4.0,) if alpha < 1.0 else ()
     weight = 24.0 * (1.0 - alpha) / alpha**2
     floor = "converges to a neighbourhood that shrinks with the step, and to x* only if grad f_i(x*) = 0 for all i"
-    return owing(_THEOREM, setting, alpha / (28.0 * worst), weight, slower, step, (floor,))
+
+    def owed(used: float) -> Owed:
+        return Owed(mechanism.takes_step, used, 12.0 * smooth * used**3 / alpha)
+
+    return owing(_THEOREM, setting, alpha / (28.0 * worst), weight, slower, step, owed, (floor,))
 
 
 @dataclass(frozen=True)

@@ -83,16 +83,16 @@ class Candidate:
 
 
 def candidates(arena: Arena, searches: Sequence[int], operators: Sequence[str]) -> list[Candidate]:
-    """TopK with its memories, and ImpK on both domains with every operator, with and without SCAM."""
+    """TopK with its memories, and ImpK on both domains, with SCAM for operator (9), which alone feels the memory."""
     found = [Candidate(label, label, form.format(k=arena.k)) for label, form in PLAIN.items()]
+    pairs = [("", "direct", number) for number in operators] + [(", SCAM", "scam", "(9)")]
     for letter, domain in DOMAINS.items():
-        for memory, form in (("", "direct"), (", SCAM", "scam")):
-            for number in operators:
-                for count in searches:
-                    inner = f"{form}({OPERATORS[number]}(k={arena.k}))"
-                    mechanism = f"local_importance({inner}, domain={domain}, steps={count})"
-                    family = f"ImpK_{letter}{memory}"
-                    found.append(Candidate(family, f"{family} {number}, J = {count}", mechanism, count))
+        for memory, form, number in pairs:
+            for count in searches:
+                inner = f"{form}({OPERATORS[number]}(k={arena.k}))"
+                mechanism = f"local_importance({inner}, domain={domain}, steps={count})"
+                family = f"ImpK_{letter}{memory}"
+                found.append(Candidate(family, f"{family} {number}, J = {count}", mechanism, count))
     return found
 
 
@@ -118,9 +118,7 @@ class Standing:
         return min(values[family] for family in mine) / min(values[family] for family in others)
 
 
-def meet(
-    arena: Arena, found: Sequence[Candidate], multipliers: str, seeds: int, widen: int, bench: Bench
-) -> Standing:
+def meet(arena: Arena, found: Sequence[Candidate], multipliers: str, seeds: int, widen: int, bench: Bench) -> Standing:
     """Tunes every candidate at equal rounds and at equal gradients, runs the best of each family on other seeds."""
     problem: Any = parse(arena.problem)
     rows: list[dict[str, Any]] = []
@@ -161,7 +159,12 @@ def _spec(arena: Arena, problem: Problem, one: Candidate, bench: Bench) -> str:
 
 
 def _run(
-    arena: Arena, problem: Problem, best: dict[str, tuple[Candidate, str]], paid: bool, seeds: Sequence[int], bench: Bench
+    arena: Arena,
+    problem: Problem,
+    best: dict[str, tuple[Candidate, str]],
+    paid: bool,
+    seeds: Sequence[int],
+    bench: Bench,
 ) -> dict[str, Runs]:
     found = {}
     for family, (one, spec) in best.items():
@@ -172,9 +175,7 @@ def _run(
     return found
 
 
-def _values(
-    arena: Arena, runs: dict[str, Runs], best: dict[str, tuple[Candidate, str]], axis: str
-) -> dict[str, float]:
+def _values(arena: Arena, runs: dict[str, Runs], best: dict[str, tuple[Candidate, str]], axis: str) -> dict[str, float]:
     """Where every family is when as much is spent as all of them spent; curves that blew up count as infinite."""
     spent = min(float(numbers(rows, axis)[-1]) for family in runs for rows in seeds_of(runs[family], family))
     values = {}

@@ -132,10 +132,14 @@ def _search() -> Outcome:
             for steps in counts:
                 w = importances(domain, domain.start(g), x, g, oracles.gradients, trial=trial, step=0.3, steps=steps)
                 ratios.append(float(oracles.excess(x - trial * (w * g)[0], field.solution).mean()) / plain)
-            rows.append({"problem": name.removesuffix(" 0"), "domain": label} | dict(zip(map(str, counts), ratios, strict=True)))
+            rows.append(
+                {"problem": name.removesuffix(" 0"), "domain": label} | dict(zip(map(str, counts), ratios, strict=True))
+            )
             worst = max(worst, ratios[2])
             lines.append(Series(f"w in the {label}", np.array(counts), np.array(ratios)))
-        panels.append(Panel(name.removesuffix(" 0"), "steps J of the search", "gap / gap after the plain step", lines, ""))
+        panels.append(
+            Panel(name.removesuffix(" 0"), "steps J of the search", "gap / gap after the plain step", lines, "")
+        )
     return Outcome(
         [
             Verdict(

@@ -146,8 +146,7 @@ def _reweighted(recipe: Sizes, problems: dict[str, Problem]) -> Outcome:
                 "(12): with γ = 1/(2L), accuracy ε is there after T ≥ (4L/μ)(d/k) log((f(x⁰) − f*)/ε) iterations",
                 ruled(most <= 1.0),
                 most,
-                f"a millionth of the first gap takes at most {most:.2g} times that count, on "
-                f"{len(problems)} problems",
+                f"a millionth of the first gap takes at most {most:.2g} times that count, on {len(problems)} problems",
             ),
         ],
         {
@@ -167,7 +166,9 @@ def _random_steps(trials: int) -> tuple[float, float]:
     """
     rng = np.random.default_rng(11)
     d, k, mu = 12, 2, 0.1
-    curvature = np.concatenate([np.full((trials, 1), mu), rng.uniform(mu, 1.0, (trials, d - 2)), np.ones((trials, 1))], 1)
+    curvature = np.concatenate(
+        [np.full((trials, 1), mu), rng.uniform(mu, 1.0, (trials, d - 2)), np.ones((trials, 1))], 1
+    )
     x = rng.standard_normal((trials, d)) * np.exp(2.0 * rng.standard_normal((trials, d)))
     weights = rng.integers(1, 3, (trials, d)).astype(float)
     step = rng.uniform(0.05, 0.95, (trials, 1))
@@ -278,7 +279,10 @@ def _sorted(name: str, walks: tuple[Walk, ...], share: float) -> Panel:
         for label, seen in zip(_NAMES, walks, strict=True)
     ]
     return Panel(
-        f"{name}: sorted", "share of the rounds", "realised δ", [*lines, Series("k/d", at, np.full(101, share), dashed=True)]
+        f"{name}: sorted",
+        "share of the rounds",
+        "realised δ",
+        [*lines, Series("k/d", at, np.full(101, share), dashed=True)],
     )
 
 

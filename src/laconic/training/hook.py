@@ -134,7 +134,7 @@ def attach(
                 f"attach : the parameter {name!r} is {parameter.dtype} on {parameter.device}; "
                 "it must be float32 or float64 on the CPU"
             )
-        mechanisms[name] = chosen.settled(_setting(n, tuple(parameter.shape)))
+        mechanisms[name] = chosen.settled(setting_of(n, tuple(parameter.shape)))
     group = cast(dist.ProcessGroup, dist.new_group(timeout=datetime.timedelta(seconds=timeout)))
     attached = Attached(model, mechanisms, ProcessGroup(n, seed=seed, group=group), window)
     # DDP compares a hook's annotations with types, and ours are text; a lambda has none
@@ -155,7 +155,7 @@ def _refuse_what_a_hook_cannot_give(mechanism: Mechanism) -> None:
         raise ValueError(f"attach : {mechanism} needs {' and '.join(lacks)}, which a DDP hook cannot give")
 
 
-def _setting(n: int, shape: tuple[int, ...]) -> Setting:
+def setting_of(n: int, shape: tuple[int, ...]) -> Setting:
     """What is known of one parameter: its size. Constants of the loss are not."""
     unknown = Constant(math.nan, Kind.ESTIMATE, "unknown in training")
     constants = Constants(L=unknown, L_workers=(), L_max=unknown, L_tilde=unknown, L_plus=unknown, L_pm=unknown)
