@@ -16,7 +16,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 help:
 	@echo "make demo        set up, compare the methods on real data, write $(RUN)/report.html"
 	@echo "make test        set up, then linters, type checker and tests"
-	@echo "make check-full  the same with the slow tests, more generated examples and the whole check of every compressor"
+	@echo "make check-full  the same with the slow tests, more generated examples and the whole check of every entry"
 	@echo "make fuzz        damaged messages for $(SECONDS_OF_FUZZ) s, for every decoder"
 	@echo "make bench       the benchmarks"
 	@echo "make setup       set up only"
