@@ -72,6 +72,7 @@ def solve(
     x = method.point(state)
     return {
         "x": sha(x),
+        "values": x.flatten()[:50].tolist(),
         "finite": bool(torch.isfinite(x).all()),
         "calls": oracles.calls.gradient_terms,
         **account(runtime),

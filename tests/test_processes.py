@@ -21,6 +21,7 @@ import jobs
 import laconic
 import worlds
 from laconic.core.problem import Block
+from laconic.core.registry import catalogue
 from laconic.core.spec import parse
 from laconic.runtime.local import Local
 
@@ -69,6 +70,34 @@ def test_any_number_of_processes_gives_the_bits_and_bytes_of_one(spec: str, star
             assert rank["payload"] == sum(expected["uplink"][block.low : block.high])
         elif block.low:
             assert rank["payload"] == sum(rank["uplink"][block.low : block.high])
+
+
+# what sums in flight rounds as the transport adds
+SUMMED = ("powersgd", "alternating_powersgd", "direct_all_reduce")
+
+
+def everything() -> list[str]:
+    """A method for every mechanism, estimator, broadcast, schedule and method of the catalogue, by its example."""
+    found = [cls.example for cls in catalogue().of_kind("method")]
+    found += [f"gd({cls.example}, step=0.05)" for cls in catalogue().of_kind("mechanism")]
+    found += [f"gd(step=0.05, estimator={cls.example})" for cls in catalogue().of_kind("estimator")]
+    found += [f"gd(diana(natural), step=0.05, down={cls.example})" for cls in catalogue().of_kind("broadcast")]
+    found += [f"gd(step=0.05, schedule={cls.example})" for cls in catalogue().of_kind("schedule")]
+    return [spec for spec in found if spec not in METHODS]
+
+
+@pytest.mark.parametrize(("world", "star"), [(1, False), (3, False), (3, True)], ids=["1", "3", "star of 3"])
+@pytest.mark.parametrize("spec", everything())
+def test_all_of_the_catalogue_gives_the_bits_and_bytes_of_one_process(spec: str, world: int, star: bool) -> None:
+    """And where sums are in flight 1e-12 of its values."""
+    expected = in_one_process(TEN, spec, 6)
+    found = worlds.pool().results("solve", world, problem=TEN, spec=spec, iterations=6, star=star)
+    if spec.startswith(tuple(f"gd({name}" for name in SUMMED)):
+        for rank in found[:1] if star else found:
+            assert rank["values"] == pytest.approx(expected["values"], rel=0.0, abs=1e-12)
+            assert {key: rank[key] for key in LOGICAL} == {key: expected[key] for key in LOGICAL}
+    else:
+        agree(found, expected, star)
 
 
 @pytest.mark.parametrize("star", [False, True], ids=["replicated", "star"])
