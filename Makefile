@@ -3,10 +3,12 @@
 #   PYTHON=...       the interpreter that .venv is made with
 #   TORCH_INDEX=...  the package index torch is taken from (a CPU build, say); else the configured registry
 #   RUN=...          the directory of the demo's run
+#   TESTERS=...      how many processes share the tests
 #   SECONDS_OF_FUZZ  how long `make fuzz` tries messages once all is compiled
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN ?= runs/demo
+TESTERS ?= 2
 SECONDS_OF_FUZZ ?= 60
 BIN := .venv/bin
 TORCH = $(shell grep '^torch==' constraints.txt)
@@ -46,10 +48,10 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 
 check-full: lint
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "slow or not slow"
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "slow or not slow"
 	$(BIN)/laconic check --whole
 
 # compiled code that checks bounds has a cache of its own, made anew: numba would not tell it from the other
