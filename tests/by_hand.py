@@ -35,11 +35,7 @@ def problem_of(spec: str | Problem) -> Problem:
 
 
 def setting_of(problem: Problem) -> Setting:
-    oracles = problem.oracles(Block.whole(problem.n))
-    terms, composite = oracles.terms(), oracles.regulariser is not None
-    counts = int(terms.min()), int(terms.max())
-    matrices = problem.smoothness_matrices
-    return Setting(problem.constants(), problem.n, oracles.shape, counts, oracles.convex, composite, matrices)
+    return Setting.of(problem, problem.oracles(Block.whole(problem.n)))
 
 
 def method_of(spec: Any, problem: Problem) -> Method:

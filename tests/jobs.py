@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import hashlib
 import json
 import os
@@ -60,9 +59,7 @@ def solve(
     if isinstance(method, Mechanism):
         method = type(parse("gd"))(method)  # type: ignore[call-arg]
     terms = (10, 100)  # only the rate of a variance-reduced method would lean on them
-    composite = oracles.regulariser is not None
-    known = problem.constants(data_dir), problem.n, oracles.shape, terms, oracles.convex, composite
-    setting = Setting(*known, functools.partial(problem.smoothness_matrices, data_dir))
+    setting = Setting.of(problem, oracles, terms, data_dir)
     method = method.settled(setting)
     link.begin(0)
     (state,) = runtime.drive(method.init(oracles, link))

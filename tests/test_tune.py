@@ -22,7 +22,7 @@ from laconic.core.spec import parse
 from laconic.lab import bank
 from laconic.lab.criteria import MeanLog, ToTarget
 from laconic.lab.grid import DEFAULT, grid_of, multiples, points, put, wider
-from laconic.lab.sweep import Recording
+from laconic.lab.sweep import Field, Recording
 from laconic.lab.trace import DIVERGED
 
 QUADRATIC = "quadratic(d=13, workers=5, noise=0.5, mu=0.05)"
@@ -386,3 +386,13 @@ def test_a_choice_is_plain():
     tuned = laconic.tune(Bowl(), "gd(step=1.0)", rounds=3, seeds=1, multipliers=[1.0])
     assert dataclasses.is_dataclass(tuned) and tuned.problem == "bowl" and tuned.minutes > 0
     assert set(tuned.test) == {"gd(step=1.0)"} and tuned.document()["choices"][0]["method"] == "gd(step=1.0)"
+
+
+def test_a_sweep_knows_the_smoothness_matrices() -> None:
+    """Without them the matrix-aware sparsifier would be the ordinary one, and its theorem's step smaller."""
+    problem = parse("quadratic(d=12, workers=3, noise=0.2, mu=0.05)")
+    assert isinstance(problem, Problem)
+    method: Any = parse("gd(direct(matrix_smooth(k=3)))")
+    step = method.settled(Field.of(problem).setting).step
+    found = laconic.run(problem, [method], rounds=1).document["methods"][0]
+    assert step == found["step"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from laconic.core.entry import Source
-from laconic.core.problem import Constant, Constants, Kind, Oracles, Solution
+from laconic.core.problem import Constant, Constants, Kind, Oracles, Problem, Solution
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,24 @@ class Setting:
     convex: bool = True
     composite: bool = False
     matrices: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
+
+    @staticmethod
+    def of(
+        problem: Problem, oracles: Oracles, terms: tuple[int, int] | None = None, data_dir: Path | None = None
+    ) -> Setting:
+        """Of a problem and what a block of it computes; without `terms` the block is all workers."""
+        if terms is None:
+            counts = oracles.terms()
+            terms = int(counts.min()), int(counts.max())
+        return Setting(
+            problem.constants(data_dir),
+            problem.n,
+            oracles.shape,
+            terms,
+            oracles.convex,
+            oracles.regulariser is not None,
+            functools.partial(problem.smoothness_matrices, data_dir),
+        )
 
     @property
     def d(self) -> int:

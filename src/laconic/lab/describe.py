@@ -124,17 +124,7 @@ def _guarantee(instance: Mechanism | Method) -> dict[str, Any]:
     assert isinstance(problem, Problem)
     method = descent(instance) if isinstance(instance, Mechanism) else instance
     assert isinstance(method, Method)
-    oracles = problem.oracles(Block.whole(problem.n))
-    terms = oracles.terms()
-    setting = Setting(
-        problem.constants(),
-        problem.n,
-        oracles.shape,
-        (int(terms.min()), int(terms.max())),
-        oracles.convex,
-        oracles.regulariser is not None,
-        problem.smoothness_matrices,
-    )
+    setting = Setting.of(problem, problem.oracles(Block.whole(problem.n)))
     try:
         settled = method.settled(setting)
         promise: Guarantee = settled.guarantee(setting)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -197,13 +196,11 @@ class _Session:
                 "limit rounds, iterations or budget instead"
             )
         oracles = parties[0].oracles
-        shape, composite = oracles.shape, oracles.regulariser is not None
-        matrices = functools.partial(problem.smoothness_matrices, data_dir)
-        setting = Setting(self.constants, problem.n, shape, (fewest, most), oracles.convex, composite, matrices)
+        setting = Setting.of(problem, oracles, (fewest, most), data_dir)
         self.entrants: list[Entrant] = [settle(named, setting) for named in self.plan.methods]
         for network in self.plan.networks:
             network.clock(problem.n)  # a missing line is an error now, not after the first curve
-        self.shape = shape
+        self.shape = oracles.shape
         self._identity = {**self.plan.identity(), "data_sha256": problem.fingerprint(data_dir)}
 
     # ---- the directory, on the leader ---------------------------------------------------------------------------

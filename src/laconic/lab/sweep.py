@@ -75,15 +75,7 @@ class Field:
     def of(problem: Problem, data_dir: Path | None = None) -> Field:
         """Raises ValueError where the data are absent."""
         oracles = problem.host(Block.whole(problem.n), data_dir)
-        terms = oracles.terms()
-        setting = Setting(
-            problem.constants(data_dir),
-            problem.n,
-            oracles.shape,
-            (int(terms.min()), int(terms.max())),
-            oracles.convex,
-            oracles.regulariser is not None,
-        )
+        setting = Setting.of(problem, oracles, data_dir=data_dir)
         return Field(problem, oracles, problem.solution(data_dir), setting, data_dir)
 
     @property

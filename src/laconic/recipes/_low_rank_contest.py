@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -17,16 +18,16 @@ import pandas as pd
 import torch
 
 from laconic.core.method import Method
-from laconic.core.problem import Problem
+from laconic.core.problem import Problem, single_threaded
 from laconic.core.spec import parse
 from laconic.lab.criteria import Criterion
 from laconic.lab.curve import Curve
 from laconic.lab.evaluate import Party
+from laconic.lab.grid import points
 from laconic.lab.plan import Limits
 from laconic.lab.settle import Entrant
-from laconic.lab.sweep import Field, Recording
+from laconic.lab.sweep import Field, Recording, sweep
 from laconic.lab.trace import Row
-from laconic.lab.tune import tune
 from laconic.problems.network import Network
 from laconic.recipes._low_rank_operators import affordable
 from laconic.runtime.local import Local
@@ -40,13 +41,14 @@ DECOMPOSITIONS = {
     "power iteration": "power_iteration(rank={rank})",
 }
 POWERSGD, TOPK, QSGD, QSGD_SHIFTED, NATURAL = "PowerSGD", "TopK", "QSGD", "QSGD, DASHA", "natural"
-OURS = (*DECOMPOSITIONS, POWERSGD)
-OTHERS = (TOPK, QSGD, QSGD_SHIFTED, NATURAL)
+ALTERNATING = "PowerSGD, one factor a round"
 EF14 = ", EF14"
+OURS = (*DECOMPOSITIONS, *(label + EF14 for label in DECOMPOSITIONS), POWERSGD, ALTERNATING)
+OTHERS = (TOPK, TOPK + EF14, QSGD, QSGD_SHIFTED, NATURAL)
 NETWORKS = (Lines.parse("10mbit,20ms"), Lines("1 Mbit/s up, 10 Mbit/s down, 20 ms", Line(1e6, 1e7, 0.02)))
 SECONDS = ("seconds, symmetric", "seconds, slow uplink")  # on each of NETWORKS
 _LONGEST = 6  # times the rounds of rank 1 that a method with short messages may take
-_RECORDS = 60  # of a curve
+_TUNING = 0  # the seed
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Arena:
     """A problem and the conditions on which methods meet: an equal budget of bytes that a worker sends.
 
     `share` is the probability with which a worker takes part; `messages` the budget in dense messages; `best` is
-    subtracted from f in figures; candidates are `multiples` of 1/L, ranks, coordinates in the bytes of each rank, and
-    levels of QSGD.
+    subtracted from f in figures; candidates are `multiples` of 1/L, then up to `widen` more where the best is at an
+    end, ranks, coordinates in the bytes of each rank, and levels of QSGD. `records`: points of a curve, about.
     """
 
     problem_name: str
@@ -81,6 +83,7 @@ class Arena:
     multiples: tuple[float, ...]
     seeds: int
     widen: int
+    records: int
     data_dir: Path | None
 
     @property
@@ -97,6 +100,7 @@ class Raced:
     """
 
     spec: str
+    multiple: float
     edge: str
     curves: list[pd.DataFrame]
     minutes: float
@@ -112,6 +116,17 @@ class Raced:
             there = np.flatnonzero(curve["f"].to_numpy() <= target)
             found.append(float(curve[column].iloc[there[0]]) if len(there) else math.inf)
         return float(np.median(found))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method at one step, and what became of it on the seed of the tuning."""
+
+    method: Method
+    multiple: float
+    score: float
+    rounds: int
+    edge: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,7 @@ def contests(arenas: list[Arena], jobs: int) -> list[Contest]:
         return list(pool.map(contest, arenas))
 
 
+@single_threaded
 def contest(arena: Arena) -> Contest:
     """Tunes everybody and runs the winners."""
     field = Field.of(_problem(arena), arena.data_dir)
@@ -165,58 +181,83 @@ class _Race:
         self._best_of(DENSE, ["direct(identity)"] if arena.share == 1.0 else ["direct(identity)", "ef21(identity)"])
         self._best_of(SVD, [f"ef21({svd.format(rank=_braces(arena.ranks))})"])
         rank, multiple = self._found(SVD)
-        near = self._near(multiple)
         for label, compressor in DECOMPOSITIONS.items():
             if label != SVD:
-                self._best_of(label, [f"ef21({compressor.format(rank=rank)})"], near)
-            self._best_of(label + EF14, [f"ef14({compressor.format(rank=rank)})"], near)
-        self._best_of(BARE, [f"direct({svd.format(rank=rank)})"])
+                self._best_of(label, [f"ef21({compressor.format(rank=rank)})"], multiple)
+            self._best_of(label + EF14, [f"ef14({compressor.format(rank=rank)})"], multiple)
+        self._best_of(BARE, [f"direct({svd.format(rank=rank)})"], multiple)
         if arena.share == 1.0:
-            self._best_of(POWERSGD, [f"powersgd(rank={_braces(arena.ranks)})"])
+            self._best_of(POWERSGD, [f"powersgd(rank={rank})"], multiple)
+            self._best_of(ALTERNATING, [f"alternating_powersgd(rank={_braces(arena.ranks)})"], multiple)
         self._best_of(TOPK, [f"ef21(topk(k={_braces(self.ks)}))"])
+        k, multiple = self._found(TOPK)
+        self._best_of(TOPK + EF14, [f"ef14(topk(k={k}))"], multiple)
         self._best_of(QSGD, [f"direct(qsgd(levels={_braces(arena.levels)}))"])
         level, multiple = self._found(QSGD)
-        self._best_of(QSGD_SHIFTED, [f"dasha(qsgd(levels={level}))"], self._near(multiple))
+        self._best_of(QSGD_SHIFTED, [f"dasha(qsgd(levels={level}))"], multiple)
         self._best_of(NATURAL, ["direct(natural)", "ef21(natural)"])
         self._best_of(LONG, ["direct(identity)"], rounds=int(self.raced[SVD].end("rounds")))
         return self.raced
 
     def _found(self, label: str) -> tuple[int, float]:
-        """The rank or the levels that won, and the step as a multiple of 1/L."""
-        method: Any = parse(self.raced[label].spec)
+        """The rank, coordinates or levels that won, and the step as a multiple of 1/L."""
+        raced = self.raced[label]
+        method: Any = parse(raced.spec)
         inner = method.mechanism if self.arena.share == 1.0 else method.mechanism.mechanism
-        size = inner.compressor.levels if label == QSGD else inner.compressor.rank
-        return size, float(method.step) / self.unit
-
-    def _near(self, multiple: float) -> Sequence[float]:
-        """Multiples around one that a method of the same kind was found to like."""
-        return (multiple / 2.0, multiple, 2.0 * multiple) if self.arena.widen else (multiple,)
+        return getattr(inner.compressor, {TOPK: "k", QSGD: "levels"}.get(label, "rank")), raced.multiple
 
     def _best_of(
-        self, label: str, mechanisms: Sequence[str], multiples: Sequence[float] = (), rounds: int | None = None
+        self, label: str, mechanisms: Sequence[str], multiple: float | None = None, rounds: int | None = None
     ) -> None:
-        """Tunes each mechanism and runs the better one; by rounds where they are given, else by bytes."""
+        """Tunes the mechanisms and runs the best; by rounds where they are given, else by bytes.
+
+        Where a multiple is given, one that a method of the same kind was found to like, the search begins there.
+        """
         begun, arena = time.perf_counter(), self.arena
         limits = Limits(rounds, None, None, None) if rounds else Limits(self.longest, None, None, self.budget)
-        found = []
+        found: list[Candidate] = []
         for mechanism in mechanisms:
             inside = mechanism if arena.share == 1.0 else f"partial({mechanism}, probability={arena.share!r})"
-            tuned = tune(
-                self.field.problem, {label: f"gd({inside}, step={self.unit!r})"}, budget=limits.budget,
-                rounds=limits.rounds, multipliers=multiples or arena.multiples, seeds=1, test_seeds=(1,),
-                criterion=LastValue(), every=10**6, widen=arena.widen, data_dir=arena.data_dir,
-            )  # fmt: skip
-            spent = tuned.curves[tuned.curves["part"] == "test"]["rounds"]
-            found += [(tuned.choices[0], int(spent.max()))]
-        choice, expected = min(found, key=lambda one: one[0].score)
-        if choice.spec is None:
-            raise ValueError(f"{arena.name}: all steps of {label} diverged")
-        method: Any = parse(choice.spec)
-        certain = choice.score == choice.test  # to the last bit on two seeds: nothing is random
-        seeds = range(1, 2 if certain else arena.seeds + 1)
-        every = max(1, expected // _RECORDS)
-        curves = [self._curve(method.settled(self.field.setting), seed, limits, every) for seed in seeds]
-        self.raced[label] = Raced(choice.spec, choice.edge, curves, (time.perf_counter() - begun) / 60.0)
+            for point in points(f"gd({inside}, step={self.unit!r})", None):
+                if multiple and not arena.widen:  # the search would end where it begins
+                    found.append(
+                        Candidate(self._stepped(point.method, multiple), multiple, 0.0, self.longest // _LONGEST)
+                    )
+                else:
+                    found += self._climb(point.method, (multiple,) if multiple else arena.multiples, limits)
+        best = min(found, key=lambda one: one.score)
+        if math.isinf(best.score):
+            raise ValueError(f"{arena.name}: {label} diverged at all {len(found)} steps; give more steps")
+        seeds = range(1, 1 + (1 if self._certain(best.method) else arena.seeds))
+        every = max(1, best.rounds // arena.records)
+        curves = [self._curve(best.method, seed, limits, every) for seed in seeds]
+        minutes = (time.perf_counter() - begun) / 60.0
+        self.raced[label] = Raced(str(best.method), best.multiple, best.edge, curves, minutes)
+
+    def _climb(self, method: Any, multiples: Sequence[float], limits: Limits) -> list[Candidate]:
+        """Multiples of 1/L on one seed: those given, then further by factors of two while the best is at an end."""
+        tried: dict[float, Candidate] = {}
+        wanted, left = list(multiples), self.arena.widen
+        while wanted:
+            settled = [self._stepped(method, one) for one in wanted]
+            curves, _ = sweep(self.field, settled, _TUNING, limits, 10**6)
+            for one, multiple, curve in zip(settled, wanted, curves, strict=True):
+                tried[multiple] = Candidate(one, multiple, LastValue().score(curve), int(curve["rounds"][-1]))
+            best = min(tried.values(), key=lambda one: (one.score, one.multiple)).multiple
+            ends = [2.0 * best] if best == max(tried) and math.isfinite(tried[best].score) else []
+            ends += [best / 2.0] if best == min(tried) else []
+            wanted, left = (ends, left - 1) if left else ([], 0)
+            if ends and not wanted:
+                tried[best] = dataclasses.replace(tried[best], edge="step")
+        return list(tried.values())
+
+    def _stepped(self, method: Any, multiple: float) -> Method:
+        return dataclasses.replace(method, step=multiple * self.unit).settled(self.field.setting)
+
+    def _certain(self, method: Any) -> bool:
+        """Whether all seeds have the same curve."""
+        inner = getattr(method.mechanism, "compressor", None)
+        return self.arena.share == 1.0 and inner is not None and inner.name in ("identity", "rank", "topk")
 
     def _curve(self, method: Method, seed: int, limits: Limits, every: int) -> pd.DataFrame:
         """A curve with what the trace does not know: accuracy, and seconds that depend on bytes alone."""

@@ -17,10 +17,11 @@ from laconic.compressors.topk import TopK
 from laconic.core.compressor import Compressor
 from laconic.core.keys import Keys
 from laconic.core.message import Message
-from laconic.core.problem import Oracles
+from laconic.core.problem import Oracles, single_threaded
 from laconic.core.rows import mean
 from laconic.lab.figures import Grid, Panel, Series
 from laconic.lab.recipe import Outcome, Verdict
+from laconic.lab.trace import numbers
 from laconic.recipes._common import ruled
 
 _MESSAGES = 12  # of power iteration on a matrix that stays as it is
@@ -71,6 +72,7 @@ def _test_matrices(rows: int, columns: int) -> dict[str, Tensor]:
     return {name: (u * sigma) @ v for name, sigma in spectra.items()} | {"Gaussian entries": draws}
 
 
+@single_threaded
 def operators(gradients: Mapping[str, Sequence[Moment]], draws: int) -> Outcome:
     """Contraction of all three operators and the bound of Halko, Martinsson and Tropp."""
     typical = {
@@ -123,18 +125,19 @@ def _contraction_table(matrices: Mapping[str, Tensor], draws: int) -> pd.DataFra
 
 
 def _contraction(table: pd.DataFrame, typical: set[str], turned: float) -> Verdict:
-    slack = (table["kept"] + 4.0 * table["standard error"]) / table["r/min(m,n)"]
-    worst = float(table["kept / (r/min)"].min())
-    svd = table[(table["operator"] == "SVD") & (table["rank"] == 1) & table["matrix"].isin(typical)]
+    slack = (numbers(table, "kept") + 4.0 * numbers(table, "standard error")) / numbers(table, "r/min(m,n)")
+    worst = float(numbers(table, "kept / (r/min)").min())
+    chosen = (table["operator"] == "SVD") & (table["rank"] == 1) & table["matrix"].isin(list(typical))
+    svd = numbers(pd.DataFrame(table[chosen]), "kept")
     return Verdict(
         "contraction",
         "compression operators can be built on low-rank decompositions (and put into methods that ask for "
         "‖C(M) − M‖² ≤ (1 − α) ‖M‖²)",
-        ruled(bool((slack >= 1.0 - 1e-9).all()) and float(table["kept / (r/min)"].min()) > 0.9),
+        ruled(bool((slack >= 1.0 - 1e-9).all()) and worst > 0.9),
         worst,
         f"SVD, randomised SVD and a first power iteration keep at least {worst:.3f} times the share r/min(m, n) on "
         f"average over draws (1 on flat spectra, within 4 standard errors everywhere), and on gradients rank 1 keeps "
-        f"{svd['kept'].min():.2f} to {svd['kept'].max():.2f} of ‖M‖²; a warm start has no α: a matrix that turns away "
+        f"{svd.min():.2f} to {svd.max():.2f} of ‖M‖²; a warm start has no α: a matrix that turns away "
         f"from the last Q kept {turned:.0e} of its square",
     )
 
@@ -297,18 +300,17 @@ def affordable(bytes_: float, d: int) -> int:
 
 
 def _potential(table: pd.DataFrame) -> Verdict:
-    ratio = table["kept by rank 1"] / table["1/min(m,n)"]
-    better = (table["kept by rank 1"] > table["kept by TopK, same bytes"]).mean()
-    gradients = table[table["what is sent"] != "last differences"]
-    least, most = gradients["kept by rank 1"].min(), gradients["kept by rank 1"].max()
-    changes = table[table["what is sent"] == "last differences"]["kept by rank 1"]
+    first = numbers(table, "kept by rank 1")
+    ratio, late = first / numbers(table, "1/min(m,n)"), (table["what is sent"] == "last differences").to_numpy()
+    better = (first > numbers(table, "kept by TopK, same bytes")).mean()
+    gradients, changes = first[~late], first[late]
     return Verdict(
         "potential",
         "low-rank decompositions have a rather large potential for compression: what is sent is far from a flat "
         "spectrum (abstract)",
         ruled(float(ratio.min()) > 1.5),
         float(ratio.min()),
-        f"one singular triple keeps {least:.2f} to {most:.2f} of ‖M‖² of gradients and {changes.min():.2f} to "
-        f"{changes.max():.2f} of EF21's late differences, at least {ratio.min():.1f} times what a flat spectrum would "
-        f"leave it; TopK keeps less than it in the same bytes in {better:.0%} of the cases",
+        f"one singular triple keeps {gradients.min():.2f} to {gradients.max():.2f} of ‖M‖² of gradients and "
+        f"{changes.min():.2f} to {changes.max():.2f} of EF21's late differences, at least {ratio.min():.1f} times what "
+        f"a flat spectrum would leave it; TopK keeps less than it in the same bytes in {better:.0%} of the cases",
     )

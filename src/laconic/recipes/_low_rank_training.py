@@ -15,8 +15,10 @@ from laconic.lab.figures import Grid, Panel, Series
 from laconic.lab.recipe import Outcome, Ruling, Verdict
 from laconic.lab.run import run
 from laconic.lab.trace import numbers
+from laconic.problems._images import HELD
 from laconic.recipes._common import ruled, seeds_of
 from laconic.recipes._low_rank_contest import (
+    ALTERNATING,
     BARE,
     DECOMPOSITIONS,
     DENSE,
@@ -37,17 +39,17 @@ from laconic.recipes._low_rank_contest import (
     Raced,
 )
 
-_SHOWN = (DENSE, *OURS, TOPK, QSGD, NATURAL)
+_SHOWN = (DENSE, *DECOMPOSITIONS, POWERSGD, TOPK, QSGD, NATURAL)
 _KILO = 1000.0
 _BYTES = "uplink per worker [kB]"
-_THEOREM_ROUNDS = 200
-_LOSS_MORE, _POINTS_LESS = 0.10, 0.01  # what counts as a significant loss of quality
+_LESS = 1.5  # times less bytes are what counts as a reduction
+_LOSS_MORE = 0.10  # what counts as a significant loss of quality
 
 
 # ---- EF21's theorem --------------------------------------------------------------------------------------------------
 
 
-def theorem(arena: Arena, seeds: int) -> Outcome:
+def theorem(arena: Arena, seeds: int, rounds: int) -> Outcome:
     """EF21 at its theorem's step with alpha = r / min(m, n): mean ||grad f||^2 against the bound, at every horizon."""
     problem = parse(arena.problem)
     assert isinstance(problem, Problem)
@@ -60,15 +62,13 @@ def theorem(arena: Arena, seeds: int) -> Outcome:
     start = oracles.start()
     above = float(oracles.values(start).mean()) - arena.best
     error = (1.0 - alpha) * float(norm2(oracles.gradients(start)).mean())
-    methods = [
-        (label, f"gd(ef21({text.format(rank=1)}), step={step!r})") for label, text in DECOMPOSITIONS.items()
-    ]
-    runs = run(arena.problem, methods, rounds=_THEOREM_ROUNDS, seeds=seeds, data_dir=arena.data_dir)
-    horizon = np.arange(1.0, _THEOREM_ROUNDS + 1.0)
+    methods = [(label, f"gd(ef21({text.format(rank=1)}), step={step!r})") for label, text in DECOMPOSITIONS.items()]
+    runs = run(arena.problem, methods, rounds=rounds, seeds=seeds, data_dir=arena.data_dir)
+    horizon = np.arange(1.0, rounds + 1.0)
     bound = 2.0 * above / (step * horizon) + error / (theta * horizon)
     worst, lines = {}, []
     for label, _ in methods:
-        squares = np.mean([numbers(rows, "grad_norm2")[:_THEOREM_ROUNDS] for rows in seeds_of(runs, label)], axis=0)
+        squares = np.mean([numbers(one, "grad_norm2")[:rounds] for one in seeds_of(runs, label)], axis=0)
         means = np.cumsum(squares) / horizon
         worst[label] = float((means / bound).max())
         lines.append(Series(label, horizon, means))
@@ -84,7 +84,7 @@ def theorem(arena: Arena, seeds: int) -> Outcome:
                 f"at the step of EF21's theorem with α = r/min(m, n) = 1/{min(oracles.shape)} the mean of ‖∇f‖² over "
                 f"T rounds is at most {worst['SVD']:.2f} (SVD), {worst['randomised SVD']:.2f} (randomised SVD) and "
                 f"{worst['power iteration']:.2f} (power iteration, which has no α) of the bound, for every T up to "
-                f"{_THEOREM_ROUNDS}; constants are estimates",
+                f"{rounds}; constants are estimates",
             )
         ],
         {
@@ -114,10 +114,9 @@ def _above(one: Contest, label: str) -> float:
 
 
 def _gain(one: Contest, label: str, column: str = "uplink") -> float:
-    """How many times less a method needs to the loss at which no compression ends."""
+    """How many times less a method needs than all that no compression spends, to the loss at which that ends."""
     dense = one.raced[DENSE]
-    target = dense.end("f")
-    return dense.to(target * (1.0 + 1e-12), column) / one.raced[label].to(target, column)
+    return dense.end(column) / one.raced[label].to(dense.end("f"), column)
 
 
 def _ours(one: Contest) -> tuple[str, ...]:
@@ -138,38 +137,44 @@ def _table(met: Sequence[Contest]) -> pd.DataFrame:
 
 def _bytes(met: Sequence[Contest]) -> Verdict:
     gains = {one.arena.name: max(_gain(one, label) for label in _ours(one)) for one in met}
-    every = [_gain(one, label) for one in met for label in _ours(one)]
+    plain = [_gain(one, label) for one in met for label in DECOMPOSITIONS]
+    saved = sum(gain >= _LESS for gain in gains.values())
     return Verdict(
         "communication",
         "low-rank compression reduces the cost of communication (introduction)",
-        ruled(min(every) > 1.0 and min(gains.values()) >= 2.0),
+        Ruling.HOLDS if saved == len(met) else Ruling.CORRECTED if saved else Ruling.FAILS,
         min(gains.values()),
         "to the loss at which tuned gradient descent without compression ends, the best low-rank method sends "
         + _listed(gains, "{:.1f}")
-        + f" times less; the least gain of any is {min(every):.1f}",
+        + f" times less (significant: {_LESS:.1f} times); the three in EF21 send {min(plain):.1f} to {max(plain):.1f} "
+        "times less",
     )
 
 
 def _quality(met: Sequence[Contest]) -> Verdict:
     """Against no compression after as many rounds: what is lost by sending less in each of them."""
-    losses, points = {}, {}
+    losses, points, unsure = {}, {}, {}
     for one in met:
         best = one.best(_ours(one))
         losses[one.arena.name] = _above(one, best) / _above(one, LONG)
-        drop = one.raced[LONG].end("accuracy") - one.raced[one.best(_ours(one))].end("accuracy")
-        if math.isfinite(drop):
-            points[one.arena.name] = drop
-    accurate, low = max(points.values()) <= _POINTS_LESS, max(losses.values()) <= 1.0 + _LOSS_MORE
+        ours, long = one.raced[best].end("accuracy"), one.raced[LONG].end("accuracy")
+        if math.isfinite(ours):
+            points[one.arena.name] = 100.0 * (long - ours)
+            unsure[one.arena.name] = 200.0 * math.sqrt((ours * (1.0 - ours) + long * (1.0 - long)) / HELD)
+    accurate = all(drop <= unsure[name] for name, drop in points.items())
+    low = max(losses.values()) <= 1.0 + _LOSS_MORE
     ruling = Ruling.HOLDS if accurate and low else Ruling.CORRECTED if accurate else Ruling.FAILS
     return Verdict(
         "quality",
         "without significant loss of the quality of training (introduction)",
         ruling,
         max(losses.values()),
-        "after as many rounds of no compression, tuned anew, the best low-rank method's loss above the least one is "
+        "against no compression after as many rounds, tuned anew, the best low-rank method's loss above the least one "
+        "is "
         + _listed(losses, "{:.2f}")
-        + f" times as high, and accuracy on held-out pictures is lower by at most {100.0 * max(points.values()):.1f} "
-        f"points (significant: more than {_LOSS_MORE:.0%}, or {100 * _POINTS_LESS:.0f} point)",
+        + f" times as high (significant: over {1.0 + _LOSS_MORE:.1f}), and its accuracy on held-out pictures lower by "
+        + _listed(points, "{:.1f}")
+        + f" points (significant: twice the standard error, {min(unsure.values()):.1f})",
     )
 
 
@@ -193,8 +198,8 @@ def _memory(met: Sequence[Contest]) -> Verdict:
     bare = {one.arena.name: _above(one, BARE) / _above(one, SVD) for one in met}
     older = [_above(one, SVD + EF14) / _above(one, SVD) for one in met]
     slopes = [one.raced[SVD + EF14].end("grad_norm2") / one.raced[SVD].end("grad_norm2") for one in met]
-    gain = max(bare.values())
-    ruling = Ruling.HOLDS if gain > 1.5 and max(older) < 1.5 else Ruling.CORRECTED
+    gain = min(bare.values())
+    ruling = Ruling.HOLDS if gain > 1.0 else Ruling.CORRECTED if max(bare.values()) > 1.0 else Ruling.FAILS
     return Verdict(
         "error-feedback",
         "the place of such operators is in methods with error feedback (EF21 is cited; EF14 and no memory beside it)",
@@ -214,9 +219,7 @@ def _others(met: Sequence[Contest]) -> Verdict:
         best, other = one.best(_ours(one)), one.best(OTHERS)
         ratios[one.arena.name] = _above(one, best) / _above(one, other)
         winners[other] = winners.get(other, 0) + (ratios[one.arena.name] >= 1.0)
-    against = {
-        label: sum(_above(one, one.best(_ours(one))) < _above(one, label) for one in met) for label in OTHERS
-    }
+    against = {label: sum(_above(one, one.best(_ours(one))) < _above(one, label) for one in met) for label in OTHERS}
     won = sum(ratio < 1.0 for ratio in ratios.values())
     ruling = Ruling.HOLDS if won == len(met) else Ruling.CORRECTED if any(against.values()) else Ruling.FAILS
     return Verdict(
@@ -234,8 +237,8 @@ def _others(met: Sequence[Contest]) -> Verdict:
 def _seconds(met: Sequence[Contest]) -> Verdict:
     """Simulated time on two networks; computing is not counted."""
     gains = [{one.arena.name: max(_gain(one, label, name) for label in _ours(one)) for one in met} for name in SECONDS]
-    even, slow = (min(found.values()) for found in gains)
-    ruling = Ruling.HOLDS if even > 1.0 and slow > 1.0 else Ruling.CORRECTED if slow > 1.0 else Ruling.FAILS
+    even, every = min(gains[0].values()), [gain for found in gains for gain in found.values()]
+    ruling = Ruling.HOLDS if min(every) > 1.0 else Ruling.CORRECTED if max(every) > 1.0 else Ruling.FAILS
     return Verdict(
         "speed",
         "the speed of training improves (aim of the experiment)",
@@ -305,5 +308,5 @@ def _shown(one: Contest, column: str = "f", below: float | None = None) -> list[
 
 def _memories(one: Contest) -> list[Series]:
     labels = {BARE: BARE} | {f"{label}, EF21": label for label in DECOMPOSITIONS}
-    labels |= {label + EF14: label + EF14 for label in DECOMPOSITIONS} | {POWERSGD: POWERSGD}
+    labels |= {label + EF14: label + EF14 for label in DECOMPOSITIONS} | {POWERSGD: POWERSGD, ALTERNATING: ALTERNATING}
     return [_line(one.raced[label], name, "grad_norm2") for name, label in labels.items() if label in one.raced]

@@ -21,8 +21,11 @@ from laconic.lab.trace import numbers
 from laconic.lab.tune import tune
 from laconic.recipes._common import line, seeds_of
 
-AXES = ("rounds", "uplink", "gradients")
-AXIS_NAMES = ("communication rounds", "uplink per worker [kB]", "gradients per worker")
+AXES: dict[str, str] = {
+    "rounds": "communication rounds",
+    "uplink": "uplink per worker [kB]",
+    "gradients": "passes over a worker's data",
+}
 OPERATORS = {"(7)": "impk", "(8)": "random_impk", "(9)": "reweighted_impk", "(10)": "random_reweighted_impk"}
 DOMAINS = {"c": "cube", "s": "simplex"}
 PLAIN = {
@@ -68,6 +71,7 @@ class Arena:
     problem: str
     k: str
     rounds: int
+    multipliers: str  # of 1 / L, where tunings begin
     column: str = "gap"
     estimator: str = ""
 
@@ -118,7 +122,7 @@ class Standing:
         return min(values[family] for family in mine) / min(values[family] for family in others)
 
 
-def meet(arena: Arena, found: Sequence[Candidate], multipliers: str, seeds: int, widen: int, bench: Bench) -> Standing:
+def meet(arena: Arena, found: Sequence[Candidate], seeds: int, widen: int, bench: Bench) -> Standing:
     """Tunes every candidate at equal rounds and at equal gradients, runs the best of each family on other seeds."""
     problem: Any = parse(arena.problem)
     rows: list[dict[str, Any]] = []
@@ -132,8 +136,9 @@ def meet(arena: Arena, found: Sequence[Candidate], multipliers: str, seeds: int,
             tuned = tune(
                 problem,
                 {one.label: _spec(arena, problem, one, bench) for one in some},
-                rounds=cut, multipliers=multipliers, seeds=1, test_seeds=tested, criterion=Ending(arena.column),
-                every=max(1, cut // 100), widen=widen, jobs=bench.jobs, data_dir=bench.data_dir, progress=bench.progress,
+                rounds=cut, multipliers=arena.multipliers, seeds=1, test_seeds=tested, criterion=Ending(arena.column),
+                every=max(2, cut // 40), widen=widen, jobs=bench.jobs, data_dir=bench.data_dir,
+                progress=bench.progress,
             )  # fmt: skip
             for one, choice in zip(some, tuned.choices, strict=True):
                 rows.append({"problem": arena.name, "equal": "gradients" if paid else "rounds", "method": one.label,
@@ -141,9 +146,9 @@ def meet(arena: Arena, found: Sequence[Candidate], multipliers: str, seeds: int,
                              "on other seeds": 10.0**choice.test})  # fmt: skip
                 if choice.spec is not None and choice.score < scores.get(one.family, math.inf):
                     scores[one.family], best[paid][one.family] = choice.score, (one, choice.spec)
-    runs = {paid: _run(arena, problem, best[paid], paid, tested, bench) for paid in (False, True)}
-    values = {axis: _values(arena, runs[axis == "gradients"], best[axis == "gradients"], axis) for axis in AXES}
-    panels = [_panel(arena, runs[axis == "gradients"], best[axis == "gradients"], axis) for axis in AXES]
+    runs = {paid: _runs(arena, problem, best[paid], paid, tested, bench) for paid in (False, True)}
+    values = {axis: _values(arena, runs[axis == "gradients"], axis) for axis in AXES}
+    panels = [_panel(arena, runs[axis == "gradients"], axis) for axis in AXES]
     return Standing(arena, pd.DataFrame(rows), values, panels)
 
 
@@ -158,7 +163,7 @@ def _spec(arena: Arena, problem: Problem, one: Candidate, bench: Bench) -> str:
     return f"gd({one.mechanism}, step={step!r}{estimator})"
 
 
-def _run(
+def _runs(
     arena: Arena,
     problem: Problem,
     best: dict[str, tuple[Candidate, str]],
@@ -166,16 +171,16 @@ def _run(
     seeds: Sequence[int],
     bench: Bench,
 ) -> dict[str, Runs]:
+    """The best of each family on seeds that were not tuned on."""
     found = {}
     for family, (one, spec) in best.items():
         rounds = _rounds(arena, one, paid)
-        found[family] = run(
-            problem, [(family, spec)], rounds=rounds, every=max(1, rounds // 200), seeds=seeds, data_dir=bench.data_dir
-        )
+        every = max(1, rounds // 50)
+        found[family] = run(problem, [(family, spec)], rounds=rounds, every=every, seeds=seeds, data_dir=bench.data_dir)
     return found
 
 
-def _values(arena: Arena, runs: dict[str, Runs], best: dict[str, tuple[Candidate, str]], axis: str) -> dict[str, float]:
+def _values(arena: Arena, runs: dict[str, Runs], axis: str) -> dict[str, float]:
     """Where every family is when as much is spent as all of them spent; curves that blew up count as infinite."""
     spent = min(float(numbers(rows, axis)[-1]) for family in runs for rows in seeds_of(runs[family], family))
     values = {}
@@ -189,8 +194,7 @@ def _values(arena: Arena, runs: dict[str, Runs], best: dict[str, tuple[Candidate
     return values
 
 
-def _panel(arena: Arena, runs: dict[str, Runs], best: dict[str, tuple[Candidate, str]], axis: str) -> Panel:
+def _panel(arena: Arena, runs: dict[str, Runs], axis: str) -> Panel:
     unit = 1e3 if axis == "uplink" else 1.0
     lines: list[Series] = [line(runs[family], family, axis, arena.column, unit=unit) for family in runs]
-    name = dict(zip(AXES, AXIS_NAMES, strict=True))[axis]
-    return Panel(arena.name, name, "f(x) − f*" if arena.column == "gap" else "training loss f(x)", lines)
+    return Panel(arena.name, AXES[axis], "f(x) − f*" if arena.column == "gap" else "training loss f(x)", lines)

@@ -17,7 +17,7 @@ from laconic.lab.run import Runs, run
 from laconic.lab.trace import numbers
 from laconic.problems.custom import Custom
 from laconic.recipes._common import cost, line, ruled, tail
-from laconic.recipes._sign_ends import Sizes, Timer
+from laconic.recipes._sign_ends import Sizes, Timer, normals
 
 BYTES, GAP = "uplink per worker [B]", "f(x) − f*"
 WORKERS, D, K = 4, 30, 3  # of the regressions
@@ -53,9 +53,9 @@ def uneven(condition: float, noise: float = 0.0) -> Problem:
 
     Every coordinate of x* adds about as much to the gap at x = 0.
     """
-    rng, lengths = np.random.default_rng(0), np.logspace(0.0, -0.5 * math.log10(condition), D)
-    rows = rng.standard_normal((WORKERS * 4 * D, D)) * lengths
-    targets = rows @ (1.0 / lengths) + noise * rng.standard_normal(len(rows))
+    lengths = np.logspace(0.0, -0.5 * math.log10(condition), D)
+    rows = normals("uneven rows", WORKERS * 4 * D, D) * lengths
+    targets = rows @ (1.0 / lengths) + noise * normals("targets", len(rows), 1)[:, 0]
     return Custom.from_arrays(rows, targets, workers=WORKERS, loss="ridge", l2=0.0)
 
 
@@ -179,8 +179,9 @@ def _diana(recipe: Sizes) -> Outcome:
 
 def diagonal(d: int, condition: float) -> tuple[Problem, tuple[float, ...]]:
     """Least squares whose workers all have the Hessian diag(L), L from 1 to 1 / condition, and one x*."""
-    rng, lengths = np.random.default_rng(0), np.logspace(0.0, -0.5 * math.log10(condition), d)
-    rows = [np.linalg.qr(rng.standard_normal((2 * d, d)))[0] * lengths * math.sqrt(2 * d) for _ in range(WORKERS)]
+    lengths = np.logspace(0.0, -0.5 * math.log10(condition), d)
+    drawn = normals("directions", WORKERS * 2 * d, d).reshape(WORKERS, 2 * d, d)
+    rows = [np.linalg.qr(one)[0] * lengths * math.sqrt(2 * d) for one in drawn]
     problem = Custom.from_arrays(rows, [a @ (1.0 / lengths) for a in rows], loss="ridge", l2=0.0)
     return problem, tuple((lengths**2).tolist())
 

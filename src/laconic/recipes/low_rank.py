@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -39,8 +39,9 @@ class LowRank(Recipe):
     messages : the budget, in dense messages per worker that takes part.
     share : the probability with which a worker takes part under partial participation.
     rank : the largest rank tried; the others are its halves.
-    steps : multiples of 1/L that are tried at first: 1, 2, ..., below 1 too from three on.
+    steps : powers of two times 1/L that are tried at first, from 1 on; from three on further where the best is an end.
     conditions : how many of three: i.i.d.; sorted by digit with partial participation; sorted by digit.
+    network_conditions : how many of them for the network, whose gradients take longer.
     seeds : for what is random.
     draws : of randomised operators.
 
@@ -54,8 +55,9 @@ class LowRank(Recipe):
     messages: Annotated[float, Interval(1.0)] = 20.0
     share: Annotated[float, Interval(0.0, 1.0, open="low")] = 0.3
     rank: Annotated[int, Count(1)] = 2
-    steps: Annotated[int, Count(1)] = 5
+    steps: Annotated[int, Count(1)] = 3
     conditions: Annotated[int, Count(1)] = 3
+    network_conditions: Annotated[int, Count(1)] = 3
     seeds: Annotated[int, Count(1)] = 3
     draws: Annotated[int, Count(10)] = 1000
 
@@ -68,7 +70,16 @@ class LowRank(Recipe):
 
     def small(self) -> LowRank:
         return LowRank(
-            workers=4, features=6, hidden=8, messages=8.0, rank=1, steps=2, conditions=2, seeds=1, draws=200
+            workers=4,
+            features=6,
+            hidden=8,
+            messages=8.0,
+            rank=1,
+            steps=2,
+            conditions=2,
+            network_conditions=1,
+            seeds=1,
+            draws=30,
         )
 
     def run(self, bench: Bench) -> Outcome:
@@ -79,7 +90,7 @@ class LowRank(Recipe):
             gradients = self._gradients(met, bench)
             parts = [operators(gradients, self.draws), spectra(gradients)]
         with timed(minutes, "EF21's theorem"):
-            parts.append(theorem(met[0].arena, self.seeds))
+            parts.append(theorem(met[0].arena, self.seeds, 1000 if self.steps > 2 else 150))
         parts.append(training(met))
         for one in met:
             minutes |= {f"{one.arena.name}: {label}": raced.minutes for label, raced in one.raced.items()}
@@ -96,14 +107,18 @@ class LowRank(Recipe):
     def _arenas(self, bench: Bench) -> list[Arena]:
         some = f"sorted, {self.share:.0%} take part"
         conditions = [("i.i.d.", "shuffled", 1.0), (some, "sorted", self.share), ("sorted", "sorted", 1.0)]
+        network = f"network(hidden={self.hidden}, workers={max(2, self.workers // 2)}, split='{{split}}')"
         problems = {
-            "autoencoder": f"autoencoder(features={self.features}, workers={self.workers}, split='{{split}}')",
-            "network": f"network(hidden={self.hidden}, workers={max(2, self.workers // 2)}, split='{{split}}')",
+            "autoencoder": (
+                f"autoencoder(features={self.features}, workers={self.workers}, split='{{split}}')",
+                conditions[: self.conditions],
+            ),
+            "network": (network, conditions[: self.network_conditions]),
         }
-        exponents = range(-(self.steps // 3), self.steps - self.steps // 3)
+        exponents = range(self.steps)
         found = []
-        for name, spec in problems.items():
-            for condition, split, share in sorted(conditions[: self.conditions], key=lambda one: -one[2]):
+        for name, (spec, chosen) in problems.items():
+            for condition, split, share in sorted(chosen, key=lambda one: -one[2]):
                 problem = spec.format(split=split)
                 found.append(
                     Arena(
@@ -112,12 +127,13 @@ class LowRank(Recipe):
                         problem=problem,
                         share=share,
                         messages=self.messages,
-                        best=_least(parse(problem), bench),
+                        best=_least(_parsed(problem), bench),
                         ranks=_halves(self.rank),
-                        levels=(16, 64),
+                        levels=(16, 64) if self.steps > 2 else (64,),
                         multiples=tuple(2.0**power for power in exponents),
                         seeds=self.seeds,
-                        widen=int(self.steps > 2),
+                        widen=4 * int(self.steps > 2),
+                        records=60 if self.steps > 2 else 12,
                         data_dir=bench.data_dir,
                     )
                 )
@@ -128,10 +144,9 @@ class LowRank(Recipe):
         found = {}
         for one in met:
             if one.arena.share == 1.0:
-                spec = parse(one.raced[SVD].spec)
-                problem, rounds = parse(one.arena.problem), one.raced[SVD].end("rounds")
+                problem, method = _parsed(one.arena.problem), _parsed(one.raced[SVD].spec)
                 oracles = problem.oracles(Block.whole(problem.n), bench.data_dir)
-                found[one.arena.name] = moments(oracles, float(spec.step), int(rounds))
+                found[one.arena.name] = moments(oracles, float(method.step), int(one.raced[SVD].end("rounds")))
         if self.conditions >= 3:
             found |= self._mnist(bench)
         return found
@@ -142,13 +157,17 @@ class LowRank(Recipe):
             ("MNIST autoencoder", f"autoencoder(data='mnist', features={self.features}, workers={workers})"),
             ("MNIST network", f"network(data='mnist', hidden={self.hidden}, workers={workers}, split='sorted')"),
         ):
-            problem = parse(spec)
+            problem = _parsed(spec)
             try:
                 oracles = problem.oracles(Block.whole(problem.n), bench.data_dir)
             except ValueError:  # MNIST is not there, and nothing depends on it
                 return {}
             found[name] = moments(oracles, safe_step(oracles), _MNIST_ROUNDS)
         return found
+
+
+def _parsed(spec: str) -> Any:
+    return parse(spec)
 
 
 def _halves(rank: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from laconic.lab.recipe import Bench, Outcome, Recipe, Ruling, Verdict
 from laconic.problems.custom import Custom
 from laconic.recipes._common import ruled, timed
 from laconic.recipes._sign_contractive import contractive
-from laconic.recipes._sign_ends import ends
+from laconic.recipes._sign_ends import ends, normals
 from laconic.recipes._sign_smoothness import smoothness
 
 _DRAWS = 40_000  # frequencies are then known to 0.0025
@@ -31,9 +31,9 @@ _SIGMAS = 4.5  # how far a frequency may be from its probability, in standard de
 class SignAndSmoothness(Recipe):
     """Where sign methods end when workers differ, what memories mend, and what smoothness matrices save.
 
-    Regressions with exact constants on embedded or made data. Steps of methods with a theorem are the theorem's; sign
+    Regressions with exact constants on made data. Steps of methods with a theorem are the theorem's; sign
     methods have none, and their two steps differ by a factor of four, which shows what depends on the step. The second
-    halves of the slides (second-order and asynchronous methods) are not looked at here.
+    half of the slides (second-order and asynchronous methods) is not looked at here.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class SignAndSmoothness(Recipe):
     d: Annotated[int, Count(4)] = 40
     workers: Annotated[int, Count(2)] = 10
     step: Annotated[float, Interval(0.0, 0.1, open="low")] = 1 / 64
-    rounds: Annotated[int, Count(200)] = 8000
+    rounds: Annotated[int, Count(200)] = 4000
     iterations: Annotated[int, Count(1024)] = 16384
     condition: Annotated[float, Interval(10.0)] = 300.0
     levels: Annotated[int, Count(3)] = 15
@@ -85,11 +85,11 @@ class SignAndSmoothness(Recipe):
 
     def regression(self, spread: float) -> Problem:
         """Least squares of condition about 3; worker i's rows fit a solution of its own, `spread` from the mean."""
-        d, rng = self.d, np.random.default_rng(0)
+        d, n = self.d, self.workers
         lengths = np.logspace(0.0, -0.5 * math.log10(2.0), d)
-        rows = [rng.standard_normal((3 * d, d)) * lengths for _ in range(self.workers)]
-        own = [(2.0 + spread * rng.standard_normal(d)) / (math.sqrt(d) * lengths) for _ in range(self.workers)]
-        return Custom.from_arrays(rows, [a @ x for a, x in zip(rows, own, strict=True)], loss="ridge", l2=0.0)
+        rows = normals("rows", n * 3 * d, d).reshape(n, 3 * d, d) * lengths
+        own = (2.0 + spread * normals("solutions", n, d)) / (math.sqrt(d) * lengths)
+        return Custom.from_arrays(list(rows), [a @ x for a, x in zip(rows, own, strict=True)], loss="ridge", l2=0.0)
 
 
 # ---- definitions -----------------------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ def _speedup() -> Verdict:
 def _one_bit() -> Verdict:
     v = torch.tensor([0.4, 0.0, -0.3] * 1024, dtype=torch.float32)[None]
     keys = Keys(0, 0, "recipe/sign", np.arange(1), 1)
-    message = Sign().compress(v, keys)
-    share = float(message.nbytes[0]) / (4.0 * v.shape[1])
+    message = Sign().message(v, keys)
+    share = len(message.pack().tobytes()) / (4.0 * v.shape[1])
     arrived = Sign().decode(message, tuple(v.shape[1:]), v.dtype, keys).dense()[0, :3].tolist()
     return Verdict(
         "sign-one-bit",
@@ -150,7 +150,7 @@ def _coins() -> Verdict:
 def _unbiased() -> Verdict:
     """E ||x|| ssign(x) = x and E ||Q(x)||^2 = d ||x||^2, over all outcomes, and in messages."""
     d = 6
-    x = Keys(0, 0, "recipe/vector", np.arange(1), 1).normal(d)[0].numpy()
+    x = normals("vector", 1, d)[0]
     norm, worst = float(np.linalg.norm(x)), 0.0
     plus = 0.5 + 0.5 * x / norm
     signs = np.array(list(itertools.product([-1.0, 1.0], repeat=d)))
