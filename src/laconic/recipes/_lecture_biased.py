@@ -45,7 +45,7 @@ def biased(recipe: Lecture) -> Outcome:
 def _one_node(recipe: Lecture) -> Outcome:
     problem = recipe.problem(1)
     method = f"gd(direct(topk(k={recipe.k})))"
-    runs = run(problem, [("TopK", method)], rounds=500)
+    runs = run(problem, [("TopK", method)], rounds=200)
     gap = runs.trace["gap"].to_numpy()
     gap = gap[gap > 1e-13 * gap[0]]
     rate = float(runs.document["methods"][0]["guarantee"]["rate"])
@@ -138,14 +138,14 @@ def _top1() -> Outcome:
 
 def _error_feedback(recipe: Lecture) -> Outcome:
     problem, k = recipe.problem(10, noise=0.3), recipe.k
-    rounds = int(250 * recipe.condition)
+    rounds = int(220 * recipe.condition)
     methods = [
         ("EF14, step 1/(4L)", f"gd(ef14(topk(k={k})), step=0.25)"),
         ("EF14, step 1/(16L)", f"gd(ef14(topk(k={k})), step=0.0625)"),
         ("EF21, 16 × theory", f"gd(ef21(topk(k={k})), step='16x')"),
         ("TopK, no memory", f"gd(direct(topk(k={k})), step=0.25)"),
     ]
-    runs = run(problem, methods, rounds=rounds, every=max(1, rounds // 2000))
+    runs = run(problem, methods, rounds=rounds, every=max(1, rounds // 200))
     ends = {label: tail(runs, label, "distance2", 0.1) for label, _ in methods}
     ratio = ends["EF14, step 1/(4L)"] / ends["EF14, step 1/(16L)"]
     gone = ends["EF21, 16 × theory"] / ends["EF14, step 1/(4L)"]

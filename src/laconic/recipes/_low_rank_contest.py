@@ -48,7 +48,6 @@ OTHERS = (TOPK, TOPK + EF14, QSGD, QSGD_SHIFTED, NATURAL)
 NETWORKS = (Lines.parse("10mbit,20ms"), Lines("1 Mbit/s up, 10 Mbit/s down, 20 ms", Line(1e6, 1e7, 0.02)))
 SECONDS = ("seconds, symmetric", "seconds, slow uplink")  # on each of NETWORKS
 _LONGEST = 6  # times the rounds of rank 1 that a method with short messages may take
-_TUNING = 0  # the seed
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ class Arena:
 
     `share` is the probability with which a worker takes part; `messages` the budget in dense messages; `best` is
     subtracted from f in figures; candidates are `multiples` of 1/L, then up to `widen` more where the best is at an
-    end, ranks, coordinates in the bytes of each rank, and levels of QSGD. `records`: points of a curve, about.
+    end, ranks, coordinates in the bytes of each rank, and levels of QSGD. `tuning` are the
+    seeds of the search, whose worst counts; `records`: points of a curve, about.
     """
 
     problem_name: str
@@ -81,6 +81,7 @@ class Arena:
     ranks: tuple[int, ...]
     levels: tuple[int, ...]
     multiples: tuple[float, ...]
+    tuning: tuple[int, ...]
     seeds: int
     widen: int
     records: int
@@ -120,7 +121,7 @@ class Raced:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method at one step, and what became of it on the seed of the tuning."""
+    """A method at one step, and what became of it on the seeds of the tuning."""
 
     method: Method
     multiple: float
@@ -228,21 +229,26 @@ class _Race:
         best = min(found, key=lambda one: one.score)
         if math.isinf(best.score):
             raise ValueError(f"{arena.name}: {label} diverged at all {len(found)} steps; give more steps")
-        seeds = range(1, 1 + (1 if self._certain(best.method) else arena.seeds))
+        first = len(arena.tuning)
+        seeds = range(first, first + (1 if self._certain(best.method) else arena.seeds))
         every = max(1, best.rounds // arena.records)
         curves = [self._curve(best.method, seed, limits, every) for seed in seeds]
         minutes = (time.perf_counter() - begun) / 60.0
         self.raced[label] = Raced(str(best.method), best.multiple, best.edge, curves, minutes)
 
     def _climb(self, method: Any, multiples: Sequence[float], limits: Limits) -> list[Candidate]:
-        """Multiples of 1/L on one seed: those given, then further by factors of two while the best is at an end."""
+        """Multiples of 1/L, judged by the worst seed: those given, then on by factors of two while an end is best."""
         tried: dict[float, Candidate] = {}
         wanted, left = list(multiples), self.arena.widen
         while wanted:
             settled = [self._stepped(method, one) for one in wanted]
-            curves, _ = sweep(self.field, settled, _TUNING, limits, 10**6)
-            for one, multiple, curve in zip(settled, wanted, curves, strict=True):
-                tried[multiple] = Candidate(one, multiple, LastValue().score(curve), int(curve["rounds"][-1]))
+            seeds = self.arena.tuning[:1] if self._certain(settled[0]) else self.arena.tuning
+            for seed in seeds:
+                curves, _ = sweep(self.field, settled, seed, limits, 10**6)
+                for one, multiple, curve in zip(settled, wanted, curves, strict=True):
+                    score, before = LastValue().score(curve), tried.get(multiple)
+                    score = score if before is None else max(score, before.score)
+                    tried[multiple] = Candidate(one, multiple, score, int(curve["rounds"][-1]))
             best = min(tried.values(), key=lambda one: (one.score, one.multiple)).multiple
             ends = [2.0 * best] if best == max(tried) and math.isfinite(tried[best].score) else []
             ends += [best / 2.0] if best == min(tried) else []

@@ -25,6 +25,8 @@ from laconic.lab.trace import numbers
 from laconic.recipes._common import ruled
 
 _MESSAGES = 12  # of power iteration on a matrix that stays as it is
+_ROUNDING = 1e-8  # shares below are not drawn
+_PER_ROW = 3  # panels
 _OVERSAMPLING = (2, 3, 4, 6, 8)
 RANDOMISED = RandomRank(rank=1, oversampling=2, powers=0)  # as little as the bound needs
 
@@ -252,8 +254,9 @@ def spectra(gradients: Mapping[str, Sequence[Moment]]) -> Outcome:
             left = _left_by_rank(matrices)[:, :most].median(0).values
             sparse = _left_by_topk(matrices, most).median(0).values
             bytes_ = np.arange(1, most + 1) * sum(shape) / shape.numel()
-            lines += [Series(f"SVD, {moment.name}", bytes_, left.numpy())]
-            lines += [Series(f"TopK, {moment.name}", bytes_, sparse.numpy())]
+            for label, values in (("SVD", left), ("TopK", sparse)):
+                seen = values.numpy() > _ROUNDING
+                lines.append(Series(f"{label}, {moment.name}", bytes_[seen], values.numpy()[seen]))
             rows.append(
                 {
                     "problem": name,
@@ -272,7 +275,9 @@ def spectra(gradients: Mapping[str, Sequence[Moment]]) -> Outcome:
         "What r singular triples (r = 1, 2, …, by their bytes) leave out of what workers have to send, and TopK in as "
         "many bytes; medians over the workers. 64-bit numbers, indices entropy-coded."
     )
-    return Outcome([_potential(table)], {"spectra": Grid(caption, [panels])}, {"spectra": table})
+    panels.sort(key=lambda panel: "network" in panel.title)
+    rows_of = [panels[low : low + _PER_ROW] for low in range(0, len(panels), _PER_ROW)] if len(panels) > 4 else [panels]
+    return Outcome([_potential(table)], {"spectra": Grid(caption, rows_of)}, {"spectra": table})
 
 
 def _left_by_rank(matrices: Tensor) -> Tensor:

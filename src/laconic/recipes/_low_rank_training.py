@@ -184,7 +184,7 @@ def _conditions(met: Sequence[Contest]) -> Verdict:
     return Verdict(
         "conditions",
         "the methods are effective on real data and under different conditions of training (introduction)",
-        ruled(min(gains.values()) > 1.5),
+        ruled(min(gains.values()) > 1.0),
         min(gains.values()),
         "at equal bytes the loss above the least one is "
         + _listed(gains, "{:.1f}")

@@ -37,6 +37,7 @@ PLAIN = {
 }
 OURS = "TopK, SCAM-21"  # not among the source's methods
 FAMILIES = ("ImpK_c", "ImpK_s", "ImpK_c, SCAM", "ImpK_s, SCAM")
+_ROUNDING = 1e-12  # gaps below count as this
 _ENDING = 0.1  # of what was spent, over which a curve's end is averaged
 
 
@@ -51,7 +52,7 @@ class Ending(Criterion):
         judged = values[math.ceil((1.0 - _ENDING) * len(values)) - 1 :]
         if curve.diverged or not np.isfinite(judged).all():
             return math.inf
-        return float(np.mean(np.log10(np.maximum(judged, 1e-16))))
+        return float(np.mean(np.log10(np.maximum(judged, _ROUNDING))))
 
     def combined(self, scores: Sequence[float]) -> float:
         return math.fsum(scores) / len(scores) if all(map(math.isfinite, scores)) else math.inf
@@ -153,7 +154,7 @@ def meet(arena: Arena, found: Sequence[Candidate], seeds: int, widen: int, bench
 
 
 def _rounds(arena: Arena, one: Candidate, paid: bool) -> int:
-    return max(10, arena.rounds // (1 + one.searches)) if paid else arena.rounds
+    return max(5, arena.rounds // (1 + one.searches)) if paid else arena.rounds
 
 
 def _spec(arena: Arena, problem: Problem, one: Candidate, bench: Bench) -> str:
@@ -189,12 +190,15 @@ def _values(arena: Arena, runs: dict[str, Runs], axis: str) -> dict[str, float]:
         for rows in seeds_of(of, family):
             cost, column = numbers(rows, axis), numbers(rows, arena.column)
             judged = column[(cost >= (1.0 - _ENDING) * spent) & (cost <= spent * (1.0 + 1e-9))]
-            logs.append(float(np.mean(np.log10(np.maximum(judged, 1e-16)))) if np.isfinite(judged).all() else math.inf)
+            logs.append(
+                float(np.mean(np.log10(np.maximum(judged, _ROUNDING)))) if np.isfinite(judged).all() else math.inf
+            )
         values[family] = 10.0 ** float(np.mean(logs))
     return values
 
 
 def _panel(arena: Arena, runs: dict[str, Runs], axis: str) -> Panel:
     unit = 1e3 if axis == "uplink" else 1.0
-    lines: list[Series] = [line(runs[family], family, axis, arena.column, unit=unit) for family in runs]
+    found = [line(runs[family], family, axis, arena.column, unit=unit) for family in runs]
+    lines = [Series(one.label, one.x, np.maximum(one.y, _ROUNDING)) for one in found]
     return Panel(arena.name, AXES[axis], "f(x) − f*" if arena.column == "gap" else "training loss f(x)", lines)

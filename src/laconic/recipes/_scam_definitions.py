@@ -161,18 +161,18 @@ def _search() -> Outcome:
 def _floor() -> Outcome:
     """Workers whose gradients do not vanish at the solution: where the forms of SCAM stop, at two steps."""
     problem: Any = parse("quadratic(d=20, workers=5, noise=0.4, mu=0.4)")
-    worst, rounds = float(problem.constants().L_max), 100
+    worst, rounds = float(problem.constants().L_max), 150
     forms = {"SCAM": "scam", "SCAM, reset": "scam_reset", "SCAM-21": "scam_21", "EF21": "ef21"}
     ends: dict[tuple[str, int], float] = {}
     panels = []
     for times in (1, 4):
-        step, count = 0.8 / times / worst, rounds * times
+        step, count = 0.4 / times / worst, rounds * times
         methods = [(label, f"gd({form}(topk(k=1)), step={step!r})") for label, form in forms.items()]
         runs = run(problem, methods, rounds=count, every=max(1, count // 100))
         for label in forms:
             ends[label, times] = tail(runs, label, "distance2", 0.2)
         lines = [line(runs, label, "rounds", "distance2") for label in forms]
-        panels.append(Panel(f"γ = {0.8 / times:g}/max L_i", ROUNDS, DISTANCE, lines))
+        panels.append(Panel(f"γ = {0.4 / times:g}/max L_i", ROUNDS, DISTANCE, lines))
     kept = (ends["SCAM", 4] / ends["SCAM", 1]) ** 0.5
     gone = ends["SCAM-21", 4] / ends["SCAM", 4]
     return Outcome(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from laconic.core.keys import Keys
 from laconic.core.problem import Problem
 from laconic.core.spec import parse
 from laconic.lab.figures import Grid, Panel, Series
@@ -69,9 +70,9 @@ def walk(problem: Problem, method: str, steps: int, target: float = _SEEN) -> Wa
 
 def least_squares(seed: int, d: int = 40) -> Problem:
     """One worker, 3 d / 2 Gaussian rows of d columns."""
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((3 * d // 2, d)) / math.sqrt(d)
-    return Custom.from_arrays(rows, rng.standard_normal(3 * d // 2), workers=1, loss="ridge", l2=0.01)
+    count = 3 * d // 2
+    draws = Keys(seed, 0, "recipe/least_squares", np.arange(count), count).normal(d + 1).numpy()
+    return Custom.from_arrays(draws[:, :d] / math.sqrt(d), draws[:, d], workers=1, loss="ridge", l2=0.01)
 
 
 def one_worker(draws: int) -> dict[str, Problem]:
@@ -165,14 +166,14 @@ def _random_steps(trials: int) -> tuple[float, float]:
 
     The second number is the least decrease, as a share of the gap, at step 1 / L, where (11) promises none.
     """
-    rng = np.random.default_rng(11)
-    d, k, mu = 12, 2, 0.1
+    d, k, mu, keys = 12, 2, 0.1, Keys(0, 0, "recipe/steps", np.arange(trials), trials)
+    uniform, normal = keys.uniform(2 * d - 1).numpy(), keys.scope("normal").normal(2 * d).numpy()
     curvature = np.concatenate(
-        [np.full((trials, 1), mu), rng.uniform(mu, 1.0, (trials, d - 2)), np.ones((trials, 1))], 1
+        [np.full((trials, 1), mu), mu + (1.0 - mu) * uniform[:, : d - 2], np.ones((trials, 1))], 1
     )
-    x = rng.standard_normal((trials, d)) * np.exp(2.0 * rng.standard_normal((trials, d)))
-    weights = rng.integers(1, 3, (trials, d)).astype(float)
-    step = rng.uniform(0.05, 0.95, (trials, 1))
+    x = normal[:, :d] * np.exp(2.0 * normal[:, d:])
+    weights = 1.0 + (uniform[:, d - 2 : 2 * d - 2] < 0.5)
+    step = 0.05 + 0.9 * uniform[:, 2 * d - 2 :]
     products = weights * curvature * x
     kept = np.argsort(-np.abs(products), axis=1)[:, :k]
     sent = np.zeros_like(x)

@@ -210,8 +210,8 @@ def _twice() -> Verdict:
         "classic error feedback sends C(Q(e + g)) with C = TopK∘PermK, which masks twice",
         Ruling.CORRECTED if plain > once + _EXACT and abs(once - (d - k) / d) < _EXACT else Ruling.HOLDS,
         plain,
-        f"d = 6, n = 3, k = 1: two masks without scale contract by {plain:.3f} at worst where one gives {once:.3f}, and "
-        f"with n twice the ratio is {scaled:.1f}; read C = TopK there",
+        f"d = 6, n = 3, k = 1: two masks without scale contract by {plain:.3f} at worst where one gives {once:.3f}, "
+        f"and with n twice the ratio is {scaled:.1f}; read C = TopK there",
     )
 
 

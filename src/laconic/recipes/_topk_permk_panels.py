@@ -97,10 +97,6 @@ class Cell:
         """Of these the one with the lowest score."""
         return min(labels, key=self.score)
 
-    def edges(self) -> int:
-        """How many of the tuned steps lie at an end of what was tried."""
-        return int((self.choices["at an edge"] != "").sum())
-
 
 def kept(d: int, n: int) -> int:
     """k: a tenth of PermK's block, and at least 1."""
@@ -119,7 +115,8 @@ def cells(sizes: Sizes, wanted: Sequence[tuple[int, float]], bench: Bench) -> li
     for cell in _computed(sizes, order, bench.jobs):
         found[cell.n, cell.noise] = cell
         if bench.progress:
-            print(f"n = {cell.n}, noise {cell.noise:g}: {cell.curves} curves in {cell.minutes:.1f} min", file=sys.stderr)
+            done = f"{cell.curves} curves in {cell.minutes:.1f} min"
+            print(f"n = {cell.n}, noise {cell.noise:g}: {done}", file=sys.stderr)
     return [found[pair] for pair in wanted]
 
 
@@ -157,7 +154,7 @@ def cell_of(sizes: Sizes, n: int, noise: float) -> Cell:
     }
     limits: dict[str, Any] = {"rounds": sizes.rounds, "every": every}
     rows, runs, count = _tuned(sizes, field, sparse, limits)
-    budget = max(float(one.trace["uplink"].max()) for one in runs.values())
+    budget = max(float(numbers(one.trace, "uplink").max()) for one in runs.values())
     dense = {MARINA: "marina(permk)", DESCENT: "direct(identity)"}
     message = 8.0 * sizes.d / n * 2.0  # bytes of a round of MARINA, about
     limits = {"budget": budget, "every": max(1, int(budget / message) // EVALUATIONS)}
@@ -213,10 +210,11 @@ def _tuned(
 
 
 def _nonconvex(field: Field) -> int:
-    """How many A_i = nu_i T + c I have a negative eigenvalue: it is at an end of T's spectrum, whose vectors are sines."""
+    """How many A_i = nu_i T + c I have a negative eigenvalue: the least is at an end of T's spectrum, a sine's."""
+    oracles: Any = field.oracles
     places, d = torch.arange(1, field.setting.d + 1, dtype=torch.float64), field.setting.d
     least = torch.full((field.setting.n,), torch.inf, dtype=torch.float64)
     for number in (1, d):
         v = torch.sin(math.pi * number / (d + 1) * places)
-        least = torch.minimum(least, (field.oracles.products(v, v) * v).sum(dim=1) / (v @ v))
+        least = torch.minimum(least, (oracles.products(v, v) * v).sum(dim=1) / (v @ v))
     return int((least < 0.0).sum())

@@ -58,7 +58,7 @@ class CompressionLecture(Recipe):
     )
 
     def small(self) -> CompressionLecture:
-        return CompressionLecture(d=40, k=4, most=10, condition=10.0, seeds=2)
+        return CompressionLecture(d=40, k=4, most=10, condition=10.0, seeds=1)
 
     def run(self, bench: Bench) -> Outcome:
         verdicts: list[Verdict] = []
@@ -118,7 +118,7 @@ def _natural() -> Verdict:
 
 def _plateau(recipe: CompressionLecture) -> Outcome:
     problem, k = recipe.problem(10, noise=0.3), recipe.k
-    rounds = int(200 * recipe.condition)
+    rounds = int(100 * recipe.condition)
     methods = [
         ("QGD, step γ", f"gd(direct(randk(k={k})))"),
         ("QGD, step γ/4", f"gd(direct(randk(k={k})), step='0.25x')"),
@@ -126,7 +126,7 @@ def _plateau(recipe: CompressionLecture) -> Outcome:
         ("DIANA", f"gd(diana(randk(k={k})))"),
         ("shared supports", f"gd(direct(shared_randk(k={k})))"),
     ]
-    every = max(1, rounds // 1000)
+    every = max(1, rounds // 200)
     runs = run(problem, methods, rounds=rounds, seeds=recipe.seeds, every=every)
     longer = run(problem, methods[:1], rounds=2 * rounds, seeds=recipe.seeds, every=every)
     heights = {label: tail(runs, label, "distance2", 0.3) for label, _ in methods}

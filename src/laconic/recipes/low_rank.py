@@ -29,7 +29,7 @@ class LowRank(Recipe):
 
     SVD, randomised SVD and power iteration inside EF21 and EF14, and PowerSGD, against TopK, QSGD and natural
     compression, on a linear autoencoder and a small network over pictures of digits, alike and unlike workers, all or
-    some of them taking part. Every step is tuned on one seed and judged on others.
+    some of them taking part. Every step is tuned on some seeds and judged on others.
 
     Parameters
     ----------
@@ -49,10 +49,10 @@ class LowRank(Recipe):
     4
     """
 
-    workers: Annotated[int, Count(2)] = 10
+    workers: Annotated[int, Count(2)] = 8
     features: Annotated[int, Count(3)] = 16
     hidden: Annotated[int, Count(3)] = 32
-    messages: Annotated[float, Interval(1.0)] = 20.0
+    messages: Annotated[float, Interval(1.0)] = 12.0
     share: Annotated[float, Interval(0.0, 1.0, open="low")] = 0.3
     rank: Annotated[int, Count(1)] = 2
     steps: Annotated[int, Count(1)] = 3
@@ -105,7 +105,7 @@ class LowRank(Recipe):
     # ---- sizes ----------------------------------------------------------------------------------------------------
 
     def _arenas(self, bench: Bench) -> list[Arena]:
-        some = f"sorted, {self.share:.0%} take part"
+        some = f"sorted, {self.share:.0%} active"
         conditions = [("i.i.d.", "shuffled", 1.0), (some, "sorted", self.share), ("sorted", "sorted", 1.0)]
         network = f"network(hidden={self.hidden}, workers={max(2, self.workers // 2)}, split='{{split}}')"
         problems = {
@@ -131,6 +131,7 @@ class LowRank(Recipe):
                         ranks=_halves(self.rank),
                         levels=(16, 64) if self.steps > 2 else (64,),
                         multiples=tuple(2.0**power for power in exponents),
+                        tuning=(0, 1) if self.steps > 2 else (0,),
                         seeds=self.seeds,
                         widen=4 * int(self.steps > 2),
                         records=60 if self.steps > 2 else 12,

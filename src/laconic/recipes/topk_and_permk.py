@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from laconic.core.entry import Count, Interval, Source
+from laconic.core.entry import Count, Interval, Range, Source
 from laconic.lab.recipe import Bench, Outcome, Recipe
 from laconic.recipes._common import timed
 from laconic.recipes._topk_permk_claims import claims
 from laconic.recipes._topk_permk_exact import exact
 from laconic.recipes._topk_permk_memories import memories
 from laconic.recipes._topk_permk_panels import cells, kept
+
+LOW = 0.05  # noise up to here is low
+
+
+@dataclass(frozen=True)
+class Several(Range):
+    """A tuple of different values, each in a range, and at least `least` of them."""
+
+    each: Range
+    least: int = 1
+
+    def holds(self, value: Any) -> bool:
+        return (
+            isinstance(value, tuple)
+            and len(set(value)) == len(value) >= self.least
+            and all(self.each.holds(one) for one in value)
+        )
+
+    def examples_outside(self) -> tuple[Any, ...]:
+        wrong = [(value,) for value in self.each.examples_outside()]
+        return (*wrong, 3, "many", *([()] if self.least else []))
+
+    def __str__(self) -> str:
+        return f"a tuple of {f'at least {self.least}' if self.least else 'any number of'} different values, {self.each}"
 
 
 @dataclass(frozen=True)
@@ -24,8 +48,8 @@ class TopKAndPermK(Recipe):
     Parameters
     ----------
     d : the dimension.
-    workers : the numbers of workers, one row of panels each.
-    noises : how unlike workers are, one column of panels each.
+    workers : the numbers of workers, at most d; one row of panels each.
+    noises : how unlike workers are, one column of panels each; one of them at most 0.05.
     mu : the least eigenvalue of the mean matrix; L is about 1.
     rounds : of TopK.
     seeds : on which the tuned methods are run.
@@ -38,13 +62,13 @@ class TopKAndPermK(Recipe):
     """
 
     d: Annotated[int, Count(10)] = 1000
-    workers: tuple[int, ...] = (10, 100)
-    noises: tuple[float, ...] = (0.0, 0.05, 0.2, 0.8)
+    workers: Annotated[tuple[int, ...], Several(Count(2))] = (10, 100)
+    noises: Annotated[tuple[float, ...], Several(Interval(0.0))] = (0.0, 0.05, 0.2, 0.8)
     mu: Annotated[float, Interval(0.0, open="low")] = 1e-6
     rounds: Annotated[int, Count(1)] = 8000
     seeds: Annotated[int, Count(1)] = 1
     widen: Annotated[int, Count(0)] = 4
-    further: tuple[int, ...] = ()
+    further: Annotated[tuple[int, ...], Several(Count(2), least=0)] = ()
     theory_rounds: Annotated[int, Count(10)] = 300
 
     name: ClassVar[str] = "topk_and_permk"
@@ -57,10 +81,18 @@ class TopKAndPermK(Recipe):
         where="slides, Scientific Practicum Conference, 19 May 2023",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = max((*self.workers, *self.further))
+        if most > self.d:
+            raise ValueError(f"TopKAndPermK(d={self.d}) : d must be at least the number of workers, here {most}")
+        if set(self.workers) & set(self.further):
+            raise ValueError(f"TopKAndPermK(further={self.further}) : further must hold none of the workers")
+        if min(self.noises) > LOW:
+            raise ValueError(f"TopKAndPermK(noises={self.noises}) : noises must hold one of at most {LOW}")
+
     def small(self) -> TopKAndPermK:
-        return TopKAndPermK(
-            d=40, workers=(4, 20), noises=(0.0, 0.8), mu=1e-3, rounds=80, widen=0, theory_rounds=50
-        )
+        return TopKAndPermK(d=40, workers=(4, 20), noises=(0.0, 0.8), mu=1e-3, rounds=100, widen=0, theory_rounds=50)
 
     def run(self, bench: Bench) -> Outcome:
         minutes: dict[str, float] = {}
@@ -69,7 +101,7 @@ class TopKAndPermK(Recipe):
         with timed(minutes, "memories and theorems"):
             second = memories(self.theory_rounds)
         wanted = [(n, noise) for n in self.workers for noise in self.noises]
-        wanted += [(n, noise) for n in self.further for noise in self.noises if noise <= 0.05]
+        wanted += [(n, noise) for n in self.further for noise in self.noises if noise <= LOW]
         found = cells(self, wanted, bench)
         third = claims(found)
         for cell in found:
