@@ -148,7 +148,9 @@ def parts(count: int) -> Any:
     return lambda n, *, seed, topology, encoded: Local(n, seed=seed, parts=count, encoded=encoded)
 
 
-@pytest.mark.parametrize("how", [{"runtime": parts(3)}, {"wire": "encoded"}, {"topology": "star"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"runtime": parts(3)}, {"wire": "encoded"}, {"topology": "star"}], ids=["parts", "encoded", "star"]
+)
 def test_parts_wire_and_topology_change_no_bit(how: dict[str, Any]) -> None:
     plain, other = laconic.run(SMALL, METHODS, iterations=15), laconic.run(SMALL, METHODS, iterations=15, **how)
     pd.testing.assert_frame_equal(untimed(plain), untimed(other), check_exact=True)

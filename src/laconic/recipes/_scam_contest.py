@@ -137,17 +137,19 @@ def meet(arena: Arena, found: Sequence[Candidate], seeds: int, widen: int, bench
             tuned = tune(
                 problem,
                 {one.label: _spec(arena, problem, one, bench) for one in some},
-                rounds=cut, multipliers=arena.multipliers, seeds=1, test_seeds=tested, criterion=Ending(arena.column),
+                rounds=cut, multipliers=arena.multipliers, seeds=1, test_seeds=tested[:1], criterion=Ending(arena.column),
                 every=max(2, cut // 40), widen=widen, jobs=bench.jobs, data_dir=bench.data_dir,
                 progress=bench.progress,
             )  # fmt: skip
             for one, choice in zip(some, tuned.choices, strict=True):
                 rows.append({"problem": arena.name, "equal": "gradients" if paid else "rounds", "method": one.label,
                              "rounds": cut, "γL": choice.multiple, f"{arena.column} at the end": 10.0**choice.score,
-                             "on other seeds": 10.0**choice.test})  # fmt: skip
+                             "on another seed": 10.0**choice.test})  # fmt: skip
                 if choice.spec is not None and choice.score < scores.get(one.family, math.inf):
                     scores[one.family], best[paid][one.family] = choice.score, (one, choice.spec)
-    runs = {paid: _runs(arena, problem, best[paid], paid, tested, bench) for paid in (False, True)}
+    runs = {False: _runs(arena, problem, best[False], False, tested, bench)}
+    dear = {family: chosen for family, chosen in best[True].items() if chosen[0].searches}
+    runs[True] = runs[False] | _runs(arena, problem, dear, True, tested, bench)
     values = {axis: _values(arena, runs[axis == "gradients"], axis) for axis in AXES}
     panels = [_panel(arena, runs[axis == "gradients"], axis) for axis in AXES]
     return Standing(arena, pd.DataFrame(rows), values, panels)
@@ -176,7 +178,7 @@ def _runs(
     found = {}
     for family, (one, spec) in best.items():
         rounds = _rounds(arena, one, paid)
-        every = max(1, rounds // 50)
+        every = max(2, rounds // 50)
         found[family] = run(problem, [(family, spec)], rounds=rounds, every=every, seeds=seeds, data_dir=bench.data_dir)
     return found
 
@@ -189,7 +191,8 @@ def _values(arena: Arena, runs: dict[str, Runs], axis: str) -> dict[str, float]:
         logs = []
         for rows in seeds_of(of, family):
             cost, column = numbers(rows, axis), numbers(rows, arena.column)
-            judged = column[(cost >= (1.0 - _ENDING) * spent) & (cost <= spent * (1.0 + 1e-9))]
+            column, cost = column[cost <= spent * (1.0 + 1e-9)], cost[cost <= spent * (1.0 + 1e-9)]
+            judged = column[cost >= min((1.0 - _ENDING) * spent, cost[-1])]
             logs.append(
                 float(np.mean(np.log10(np.maximum(judged, _ROUNDING)))) if np.isfinite(judged).all() else math.inf
             )

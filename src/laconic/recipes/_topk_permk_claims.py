@@ -29,7 +29,7 @@ def claims(cells: Sequence[Cell]) -> Outcome:
     figures = {
         "without-memory": _grid(cells, _BARE, "grad_norm2", GRADIENT, "Without memories: tuned steps, equal bytes."),
         "with-memory": _grid(cells, _FED, "grad_norm2", GRADIENT, "Memories, and MARINA: tuned steps, equal bytes."),
-        "gap": _grid(cells, _SHORT, "gap", GAP, "The same curves by the gap, which falls slowly at L/μ = 10⁶."),
+        "gap": _grid(cells, _SHORT, "gap", GAP, "The same curves by the gap, which falls slowly where L/μ is large."),
         "complexity": _complexity(cells),
     }
     scores = [{"n": c.n, "noise": c.noise, **{label: c.score(label) for label in LABELS}} for c in cells]
@@ -113,7 +113,7 @@ def _nodes(cells: Sequence[Cell]) -> Verdict:
         f"EF21 with TopK, k = d/(10n), sends {min(found):.2g} to {max(found):.2g} times the bytes of MARINA with "
         f"PermK: {winner}; n moves the ratio by up to a factor of {2.0**by_n:.1f}, noise by {2.0**by_noise:.1f}; with "
         f"the theorems' steps, in bytes per length of step, it would be {min(theory):.2g} to {max(theory):.2g}: "
-        f"what decides is that tuning raises EF21's step {raised[0]:g} times and MARINA's {raised[1]:g} times",
+        f"tuning takes EF21's step to {raised[0]:g} times the theorem's, MARINA's to {raised[1]:g} times",
     )
 
 

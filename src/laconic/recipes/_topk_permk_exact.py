@@ -29,7 +29,7 @@ def exact(d: int, n: int, k: int) -> Outcome:
     verdicts = [_topk(), _combination(), _delta(curves), _unbiased(), _permk(), _twice(), _coverage(d, n, k)]
     grid = Grid(
         "The largest E‖C(x) − x‖² / ‖x‖² of C = TopK(a PermK) over x, all blocks counted: the printed factor "
-        "1 − k (2 − a) a / d up to a = 2, and 1 + a (a − 2) / n from there, which no x with equal entries shows.",
+        "1 − k (2 − a) a / d up to a = 2, and 1 + a (a − 2) / n from there, where a spike is the worst x.",
         [[_panel(size, worst) for size, worst in zip(_SIZES, curves, strict=True)]],
     )
     rows = [

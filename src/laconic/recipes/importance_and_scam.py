@@ -68,7 +68,7 @@ class ImportanceAndSCAM(Recipe):
     operators: Annotated[int, Count(1)] = 4
     most_searches: Annotated[int, Count(1)] = 4
     widen: Annotated[int, Count(0)] = 2
-    seeds: Annotated[int, Count(1)] = 2
+    seeds: Annotated[int, Count(1)] = 5
 
     name: ClassVar[str] = "importance_and_scam"
     example: ClassVar[str] = "importance_and_scam"
