@@ -33,7 +33,8 @@ PROBLEMS = [
 ]
 COMPRESSORS = [
     "identity", "topk(k=2)", "topk(k=0.5)", "unscaled_randk(k=5)", "scaled_sign", "natural_rounding", "randk(k=4)",
-    "natural", "qsgd(levels=3)", "permk", "shared_randk(k=4)", "induced(topk(k=2), randk(k=4))", "topk(k=5) | natural_rounding",
+    "natural", "qsgd(levels=3)", "permk", "shared_randk(k=4)", "induced(topk(k=2), randk(k=4))",
+    "topk(k=5) | natural_rounding",
 ]  # fmt: skip
 # what the replacement of compressors does not reach
 OTHERS = [
