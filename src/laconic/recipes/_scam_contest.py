@@ -137,9 +137,9 @@ def meet(arena: Arena, found: Sequence[Candidate], seeds: int, widen: int, bench
             tuned = tune(
                 problem,
                 {one.label: _spec(arena, problem, one, bench) for one in some},
-                rounds=cut, multipliers=arena.multipliers, seeds=1, test_seeds=tested[:1], criterion=Ending(arena.column),
-                every=max(2, cut // 40), widen=widen, jobs=bench.jobs, data_dir=bench.data_dir,
-                progress=bench.progress,
+                rounds=cut, multipliers=arena.multipliers, seeds=1, test_seeds=tested[:1],
+                criterion=Ending(arena.column), every=max(2, cut // 40), widen=widen, jobs=bench.jobs,
+                data_dir=bench.data_dir, progress=bench.progress,
             )  # fmt: skip
             for one, choice in zip(some, tuned.choices, strict=True):
                 rows.append({"problem": arena.name, "equal": "gradients" if paid else "rounds", "method": one.label,

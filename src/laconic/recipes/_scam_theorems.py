@@ -247,8 +247,8 @@ def _memory(recipe: Sizes, problems: dict[str, Problem]) -> Outcome:
         {
             "realised-delta": Grid(
                 "The share δ of the gradient's square norm that is sent, at γ = 1/L, one worker. Above: round by round "
-                "(geometric means over a twentieth of the rounds, zeros counted as 1e-6). Below: all rounds sorted. TopK "
-                "alone never falls below k/d.",
+                "(geometric means over a twentieth of the rounds, zeros counted as 1e-6). Below: all rounds sorted. "
+                "TopK alone never falls below k/d.",
                 [over_time, sorted_],
             ),
             "theorem-14": Grid(
