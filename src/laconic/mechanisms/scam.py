@@ -179,8 +179,8 @@ class SCAM21(Choosing):
     """SCAM with resets on u_i = v_i - h_i: c_i = C(m_i . u_i), h_i <- h_i + c_i, and the estimate is h = mean h_i.
 
     m_i is the support of C(e_i + u_i), and e_i <- (1 - m_i) . (e_i + u_i). A variant of ours after EF21: what is sent
-    vanishes at the solution, also where the gradients of single workers do not, so that it converges to the solution
-    with a constant step. Start: e_i = 0, h_i = C(v_i).
+    vanishes at the solution, also where the gradients of single workers do not, so that it can converge to it
+    with a constant step, if that is small enough. Start: e_i = 0, h_i = C(v_i).
 
     No guarantee: the coordinates of e_i + u_i that are largest need not hold a fixed share of u_i.
 
