@@ -90,14 +90,8 @@ class Course:
         promise, (oracles,) = self.guarantee(), self.oracles
         assert promise.lyapunov is not None
         gap = float(cast(Any, oracles).excess(self.x, solution).mean())
-        terms = promise.lyapunov(
-            Snapshot(self.x, gap, rows.mean(oracles.gradients(self.x)), self.state, oracles, solution)
-        )
-        together = 0.0
-        if terms.vectors is not None and terms.of_mean is not None:
-            together = terms.of_mean(rows.mean(terms.vectors))
-        own = 0.0 if terms.workers is None else math.fsum(terms.workers.tolist()) / self.problem.n
-        return terms.shared + together + own
+        gradient = rows.mean(oracles.gradients(self.x))
+        return promise.lyapunov(Snapshot(self.x, gap, gradient, self.state, oracles, solution)).value
 
 
 def start(spec: Any, problem: str | Problem, seed: int = 0, runtime: str = "plain") -> Course:

@@ -442,10 +442,9 @@ def test_a_compressor_with_a_state_is_carried_on() -> None:
     assert "the state is carried on" in found(Forgetful())
 
 
-@pytest.mark.parametrize(("spec", "said"), [("topkk", "did you mean"), ("ef21(topk(k=1))", "is a mechanism")])
-def test_what_is_no_compressor_is_said(spec: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        check(spec)
+def test_what_is_no_entry_is_said() -> None:
+    with pytest.raises(ValueError, match="did you mean"):
+        check("topkk")
 
 
 def test_vectors_are_what_they_are_called() -> None:

@@ -299,12 +299,16 @@ def test_error_feedback_keeps_its_theorem_with_the_scaled_form() -> None:
         ("local_importance(ef14(reweighted_impk(k=2)))", "needs a contractive compressor and reweighted_impk"),
         ("local_importance(ef21(random_reweighted_impk(k=2)))", "needs a contractive compressor"),
         ("shared_importance(direct(random_impk(k=2)))", "no theorem covers"),
-        ("server_importance(marina(random_impk(k=2)))", "needs an unbiased compressor"),
     ],
 )
 def test_there_is_no_theorem_and_a_reason(spec: str, reason: str) -> None:
     with pytest.raises(NoTheorem, match=reason):
         method_of(spec, problem_of(SMALL))
+
+
+def test_what_the_mechanism_inside_refuses_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"marina\(random_impk\(k=2\)\) needs an unbiased compressor"):
+        method_of("gd(server_importance(marina(random_impk(k=2))), step=0.1)", problem_of(SMALL))
 
 
 @pytest.mark.parametrize("domain", ["simplex", "cube(low=0.0, high=1.0)"])

@@ -118,9 +118,7 @@ class Course:
         solution, oracles, x = self.problem.solution(), self.oracles[0], self.x
         assert promise.lyapunov is not None and solution is not None
         gradient = rows.mean(oracles.gradients(x))
-        terms = promise.lyapunov(Snapshot(x, self.gap(), gradient, self.states[0], oracles, solution))
-        workers = 0.0 if terms.workers is None else math.fsum(terms.workers.tolist()) / self.problem.n
-        return terms.shared + workers
+        return promise.lyapunov(Snapshot(x, self.gap(), gradient, self.states[0], oracles, solution)).value
 
 
 def course(method: Method, problem: Reference, seed: int = 3, runtime: Local | None = None) -> Course:

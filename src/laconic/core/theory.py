@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from laconic.core import rows
 from laconic.core.entry import Source
 from laconic.core.problem import Constant, Constants, Kind, Oracles, Problem, Solution
 
@@ -82,6 +83,16 @@ class Terms:
     workers: Tensor | None = None
     vectors: Tensor | None = None
     of_mean: Callable[[Tensor], float] | None = None
+
+    @property
+    def value(self) -> float:
+        """The sum, on a party that hosts all workers."""
+        total = self.shared
+        if self.vectors is not None and self.of_mean is not None:
+            total += self.of_mean(rows.mean(self.vectors))
+        if self.workers is not None:
+            total += math.fsum(self.workers.tolist()) / len(self.workers)
+        return total
 
 
 @dataclass(frozen=True)

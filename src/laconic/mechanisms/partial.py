@@ -62,8 +62,8 @@ class PartialParticipation(Wrapping):
                 "changes nothing, such as ef21, ef14 or direct"
             )
         object.__setattr__(self, "lazy", False)
-        if self.probability < 1.0:
-            object.__setattr__(self, "needs", self.needs | {Need.COHORTS})
+        if self.probability == 1.0:
+            object.__setattr__(self, "needs", self.mechanism.needs)
 
     @property
     def participation(self) -> float:

@@ -46,7 +46,7 @@ class LowRank(Recipe):
     draws : of randomised operators.
 
     >>> LowRank().small().features
-    4
+    6
     """
 
     workers: Annotated[int, Count(2)] = 8
