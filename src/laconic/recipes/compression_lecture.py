@@ -118,7 +118,8 @@ def _natural() -> Verdict:
 
 def _plateau(recipe: CompressionLecture) -> Outcome:
     problem, k = recipe.problem(10, noise=0.3), recipe.k
-    rounds = int(100 * recipe.condition)
+    omega = recipe.d / k - 1.0
+    rounds = int(15 * omega * recipe.condition)  # the lower plateau is reached long before
     methods = [
         ("QGD, step γ", f"gd(direct(randk(k={k})))"),
         ("QGD, step γ/4", f"gd(direct(randk(k={k})), step='0.25x')"),
