@@ -42,7 +42,7 @@ SOURCE = Source("Nobody", 2026, "Planted")
 
 @dataclass(frozen=True)
 class Plain(Compressor):
-    """Every value at full width."""
+    """Every value at full width, and honest; what is wrong with them, subclasses say."""
 
     name = "plain"
     layout = "d values"

@@ -27,6 +27,7 @@ from laconic.core.registry import catalogue
 from laconic.core.spec import example
 from laconic.wire.coding import Bits, Malformed
 from planted import RoundRobin
+from planted_defects import Plain
 
 EXAMPLES = [example(entry) for entry in catalogue().of_kind("compressor")]
 
@@ -149,26 +150,6 @@ def test_what_all_workers_share_is_not_independent() -> None:
 
 
 # ---- planted faults ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plain(Compressor):
-    """Every value at full width, and honest; what is wrong with them, subclasses say."""
-
-    name = "plain"
-    layout = "d values"
-
-    def claim(self, d: int, n: int) -> Claim | None:
-        return Unbiased(0.0)
-
-    def schema(self, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Schema:
-        return (Slot(Bits(8 * dtype.itemsize), dtype, math.prod(shape)),)
-
-    def codes(self, v: Tensor, keys: Keys) -> tuple[Tensor, ...]:
-        return (v.reshape(-1).clone(),)
-
-    def decode(self, message: Message, shape: tuple[int, ...], dtype: torch.dtype, keys: Keys) -> Decoded:
-        return Dense(message.codes[0].view(message.rows, *shape).clone())
 
 
 @dataclass(frozen=True)
