@@ -301,16 +301,27 @@ def job_corrupted(how: str, spec: str) -> dict[str, Any]:
 # ---- the loop ---------------------------------------------------------------------------------------------------
 
 
-def perform(request: dict[str, Any], jobs: dict[str, Callable[..., Any]]) -> Any:
-    """One job, inside a group of its own."""
-    arguments = dict(request["arguments"])
-    limit = datetime.timedelta(seconds=arguments.pop("limit", 30.0))
-    store = dist.FileStore(request["store"], request["world"])
-    dist.init_process_group("gloo", store=store, rank=request["rank"], world_size=request["world"], timeout=limit)
-    try:
-        return jobs[request["job"]](**arguments)
-    finally:
-        dist.destroy_process_group()
+class Membership:
+    """The group this process is in: it stays in it from job to job, and leaves it for another or when a job fails."""
+
+    def __init__(self) -> None:
+        self._group: dict[str, Any] | None = None
+
+    def enter(self, group: dict[str, Any]) -> None:
+        """Is in this group from now on: its store's file, the rank in it, its size and its timeout in seconds."""
+        if group == self._group:
+            return
+        self.leave()
+        store = dist.FileStore(group["store"], group["world"])
+        limit = datetime.timedelta(seconds=group["limit"])
+        dist.init_process_group("gloo", store=store, rank=group["rank"], world_size=group["world"], timeout=limit)
+        self._group = group
+
+    def leave(self) -> None:
+        """Is in no group."""
+        self._group = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def serve(jobs: dict[str, Callable[..., Any]]) -> None:
@@ -318,10 +329,14 @@ def serve(jobs: dict[str, Callable[..., Any]]) -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     replies.write(json.dumps({"ready": True}) + "\n")
+    membership = Membership()
     for line in sys.stdin:
+        request = json.loads(line)
         try:
-            reply = {"result": perform(json.loads(line), jobs)}
+            membership.enter(request["group"])
+            reply = {"result": jobs[request["job"]](**request["arguments"])}
         except Exception as failure:
+            membership.leave()
             reply = {"error": type(failure).__name__, "message": str(failure)}
         replies.write(json.dumps(reply) + "\n")
 

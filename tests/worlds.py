@@ -1,7 +1,8 @@
 """Worlds of processes for the tests: four workers, started once, of which a job takes the first few.
 
 The parent speaks to each worker by lines of JSON over its standard input and output. A job is a function of jobs.py
-by its name; every process of its world runs it, inside a `torch.distributed` group of its own.
+by its name; every process of its world runs it. Its `torch.distributed` group is that of the job before, where that
+one had as many processes and ended well.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
 MOST = 4  # processes
 START = 100.0  # seconds that their start may take on a busy machine
+LIMIT = 30.0  # seconds: the timeout of a group
 
 
 class Failed(AssertionError):
@@ -86,18 +88,26 @@ class Pool:
         self._workers: list[Worker] = []
         self._folder = tempfile.TemporaryDirectory(prefix="laconic-worlds-")
         self._stores = (str(Path(self._folder.name) / str(i)) for i in itertools.count())
+        self._group: dict[str, Any] | None = None  # the last job's, where the next may use it
 
-    def run(self, job: str, world: int, timeout: float = 60.0, **arguments: Any) -> list[dict[str, Any]]:
+    def run(
+        self, job: str, world: int, timeout: float = 60.0, limit: float = LIMIT, **arguments: Any
+    ) -> list[dict[str, Any]]:
         """What every rank says: {"result": x}, {"error": type, "message": text}, {"died": status} or {"hung": True}."""
         self._start(MOST)
-        store = next(self._stores)
         for worker in self._workers[:world]:
             worker.wait_until_ready()
+        group = self._group
+        if group is None or (group["world"], group["limit"]) != (world, limit):
+            group = {"store": next(self._stores), "world": world, "limit": limit}
+        self._group = None
         for rank in range(world):
-            request = {"job": job, "rank": rank, "world": world, "store": store, "arguments": arguments}
-            self._workers[rank].ask(request)
+            self._workers[rank].ask({"job": job, "group": {**group, "rank": rank}, "arguments": arguments})
         deadline = time.monotonic() + timeout
-        return [self._workers[rank].reply(deadline) for rank in range(world)]
+        replies = [self._workers[rank].reply(deadline) for rank in range(world)]
+        if all("result" in reply for reply in replies):
+            self._group = group
+        return replies
 
     def results(self, job: str, world: int, timeout: float = 60.0, **arguments: Any) -> list[Any]:
         """What the job gives on every rank. Raises Failed where it does not."""
@@ -111,6 +121,8 @@ class Pool:
             if worker.process.poll() is not None:
                 worker.stop()
         alive = [worker for worker in self._workers if worker.process.poll() is None]
+        if len(alive) < count:
+            self._group = None
         self._workers = alive + [Worker() for _ in range(count - len(alive))]
 
     def close(self) -> None:
