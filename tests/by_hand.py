@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from laconic.core import rows
+from laconic.checks.course import Course
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method
-from laconic.core.problem import Block, Constant, Constants, Oracles, Problem, Solution
+from laconic.core.problem import Block, Constant, Constants, Problem
 from laconic.core.spec import parse
-from laconic.core.theory import Guarantee, Setting, Snapshot
+from laconic.core.theory import Setting
 from laconic.methods.gd import GD
 from laconic.runtime.local import Local
 
@@ -44,67 +43,17 @@ def method_of(spec: Any, problem: Problem) -> Method:
     return (GD(entry) if isinstance(entry, Mechanism) else entry).settled(setting_of(problem))
 
 
-@dataclass
-class Course:
-    """A method on its way: `states` and `oracles` of every party; `go` moves on."""
-
-    method: Method
-    problem: Problem
-    runtime: Local
-    oracles: list[Oracles] = field(default_factory=list)
-    states: list[Any] = field(default_factory=list)
-    step: int = 0
-
-    def __post_init__(self) -> None:
-        self.oracles = self.oracles or [self.problem.host(link.block) for link in self.runtime.links]
-        self._begin(0)
-        pairs = zip(self.oracles, self.runtime.links, strict=True)
-        self.states = self.runtime.drive(*(self.method.init(oracles, link) for oracles, link in pairs))
-
-    def _begin(self, step: int) -> None:
-        self.step = step
-        for link in self.runtime.links:
-            link.begin(step)
-
-    def go(self, iterations: int = 1) -> Course:
-        for _ in range(iterations):
-            self._begin(self.step + 1)
-            parties = zip(self.states, self.oracles, self.runtime.links, strict=True)
-            self.states = self.runtime.drive(*(self.method.iterate(s, o, link) for s, o, link in parties))
-        return self
-
-    @property
-    def state(self) -> Any:
-        """The first party's, which holds the server."""
-        return self.states[0]
-
-    @property
-    def x(self) -> Tensor:
-        return self.method.point(self.state).clone()
-
-    def guarantee(self) -> Guarantee:
-        return self.method.guarantee(setting_of(self.problem))
-
-    def lyapunov(self, solution: Solution) -> float:
-        """Of a course with one party."""
-        promise, (oracles,) = self.guarantee(), self.oracles
-        assert promise.lyapunov is not None
-        gap = float(cast(Any, oracles).excess(self.x, solution).mean())
-        gradient = rows.mean(oracles.gradients(self.x))
-        return promise.lyapunov(Snapshot(self.x, gap, gradient, self.state, oracles, solution)).value
-
-
 def start(spec: Any, problem: str | Problem, seed: int = 0, runtime: str = "plain") -> Course:
     """A settled method on a problem after its init."""
     problem = problem_of(problem)
     return Course(method_of(spec, problem), problem, RUNTIMES[runtime](problem.n, seed))
 
 
-def distance(course: Course) -> float:
+def distance(run: Course) -> float:
     """To the reference solution."""
-    solution = course.problem.solution()
+    solution = run.problem.solution()
     assert solution is not None
-    return float((course.x - solution.x).norm())
+    return float((run.x - solution.x).norm())
 
 
 def equal(a: Tensor, b: Tensor) -> bool:

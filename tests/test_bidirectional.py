@@ -144,7 +144,7 @@ def test_ef21_p_contracts_at_every_step(compressor: str, problem: str) -> None:
     course = start(f"gd(down=ef21_p({compressor}))", problem)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    values = [course.lyapunov(solution)] + [course.go().lyapunov(solution) for _ in range(120)]
+    values = [course.lyapunov()] + [course.go().lyapunov() for _ in range(120)]
     for before, after in itertools.pairwise(values):
         assert after <= rate * before * (1 + 1e-9) + 1e-13 * values[0]
     assert values[-1] < values[0]
@@ -161,7 +161,7 @@ def test_the_lyapunov_function_of_ef21_p_by_hand() -> None:
     w = x0 + np.array([(x - x0)[0], 0, 0])
     theta = 1 - math.sqrt(2 / 3)
     expected = 0.5 * x @ a @ x + 0.005 * (103 / 6) ** 2 / theta * ((w - x) ** 2).sum()
-    assert course.lyapunov(solution) == pytest.approx(expected, rel=1e-10)
+    assert course.lyapunov() == pytest.approx(expected, rel=1e-10)
 
 
 def test_the_lyapunov_functions_of_mcm_and_artemis_by_hand() -> None:
@@ -177,13 +177,13 @@ def test_the_lyapunov_functions_of_mcm_and_artemis_by_hand() -> None:
         0.5 * away @ a.mean(0) @ away
         + 0.01 * omega * smooth**2 / 0.15 * (ahead - course.state.told.shift).square().sum()
     )
-    assert course.lyapunov(solution) == pytest.approx(float(expected), rel=1e-9)
+    assert course.lyapunov() == pytest.approx(float(expected), rel=1e-9)
 
     course = start("gd(artemis(randk(k=3), randk(k=5), rate=0.3), step=0.01)", SMALL).go(5)
     away = course.x - 0.01 * course.state.estimate - solution.x
     drift = (course.state.memory.shift - (a @ solution.x - b)).square().sum(1).mean()
     expected = away.square().sum() + 4 * omega * (1 + 2 / 5) * 0.01**2 / (4 * 0.3) * drift
-    assert course.lyapunov(solution) == pytest.approx(float(expected), rel=1e-9)
+    assert course.lyapunov() == pytest.approx(float(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -203,12 +203,12 @@ def test_the_lyapunov_function_contracts_on_average(spec: str, problem: str) -> 
     course = start(spec, problem).go(15)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    before, after = course.lyapunov(solution), []
+    before, after = course.lyapunov(), []
     kept, step, draws = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}, course.step, 100
     for draw in range(draws):
         course.states = [restore(course.state, kept)]
         course.step = step + 1000 * draw  # other randomness
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     error = float(np.std(after)) / math.sqrt(draws)
     assert float(np.mean(after)) <= rate * before + 4 * error
     assert error < 0.2 * before  # the average says something

@@ -341,12 +341,12 @@ def average_contracts(spec: str, problem: Any, warm: int, draws: int) -> None:
     course = start(spec, problem).go(warm)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    before, after = course.lyapunov(solution), []
+    before, after = course.lyapunov(), []
     kept, step = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}, course.step
     for draw in range(draws):
         course.states = [restore(course.state, kept)]
         course.step = step + 1000 * draw
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     error = float(np.std(after)) / math.sqrt(draws)
     assert float(np.mean(after)) <= rate * before + 4 * error
     assert error < 0.2 * before  # the average says something
@@ -396,7 +396,7 @@ def test_the_lyapunov_function_of_vr_diana_by_the_formula() -> None:
         drift = ((state.memory.shift - oracles.gradients(solution.x)) ** 2).sum(1).mean()
         ahead = course.x - step * state.estimate - solution.x
         expected = size2(ahead.numpy()) + 8 * step**2 * 3 / 5 * float(drift) + 44 * step**2 / 5 * float(np.mean(aged))
-        assert course.lyapunov(solution) == pytest.approx(expected, rel=1e-10)
+        assert course.lyapunov() == pytest.approx(expected, rel=1e-10)
 
 
 # ---- where they go ---------------------------------------------------------------------------------------------------

@@ -281,9 +281,9 @@ def test_deterministic_mechanisms_contract_at_every_step(spec: str, problem: str
     course = start(spec, problem)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None and rate < 1.0
-    values = [course.lyapunov(solution)]
+    values = [course.lyapunov()]
     for _ in range(100):
-        values.append(course.go().lyapunov(solution))
+        values.append(course.go().lyapunov())
     for before, after in itertools.pairwise(values):
         assert 0.0 < after <= rate * before * (1 + 1e-9) + 1e-13 * values[0]
 
@@ -293,7 +293,7 @@ def test_deterministic_mechanisms_contract_at_every_step(spec: str, problem: str
     "spec", ["ef_bv(randk(k=4))", "ef_bv(permk)", "ef_bv(natural)", "ef_bv(randk(k=4), weight=1.0)"]
 )
 def test_ef_bv_contracts_on_average(spec: str, problem: str) -> None:
-    average_contracts(spec, problem, lambda course: course.lyapunov(course.problem.solution()), draws=60)
+    average_contracts(spec, problem, lambda course: course.lyapunov(), draws=60)
 
 
 def average_contracts(spec: str, problem: str, value: Any, draws: int, warm: int = 15) -> None:
@@ -504,7 +504,7 @@ def test_a_start_at_full_width_begins_without_error() -> None:
     assert torch.equal(course.state.memory.shift, gradients(course))
     assert (course.runtime.ledger.uplink == 7 * 8).all() and (plain.runtime.ledger.uplink == 2 * 8 + 1).all()
     solution = course.problem.solution()
-    assert solution is not None and course.lyapunov(solution) < plain.lyapunov(solution)
+    assert solution is not None and course.lyapunov() < plain.lyapunov()
     spent = course.runtime.ledger.uplink.copy()
     assert (course.go(5).runtime.ledger.uplink - spent == 5 * 17).all()  # then messages are the compressor's
 
@@ -527,14 +527,14 @@ def test_lyapunov_functions_by_hand() -> None:
     own = rows.norm2(memory.shift - gradients(course)).mean() * 2 * step * (1 + 16 * r) / theta
     value = float(oracles.values(course.x).mean()) - solution.value + float(own)
     value += 2 * step / down * rows.square(memory.estimate - memory.mean)
-    assert course.lyapunov(solution) == pytest.approx(value, rel=1e-9)
+    assert course.lyapunov() == pytest.approx(value, rel=1e-9)
     course = start("econtrol(topk(k=3), control=0.1)", SMALL).go(5)
     step, memory, oracles = course.method.step, course.state.memory, course.oracles[0]
     q = 1 - max(1.25 * math.sqrt(4 / 7), 1 - 0.1 / 3)
     ahead = course.x - step * course.state.estimate
     norms = (0.1 * memory.error + oracles.gradients(ahead) - memory.shift).norm(dim=1) + 0.15 * memory.error.norm(dim=1)
     value = float((oracles.values(ahead) + norms**2 * step / q).mean()) - solution.value
-    assert course.lyapunov(solution) == pytest.approx(value, rel=1e-9)
+    assert course.lyapunov() == pytest.approx(value, rel=1e-9)
 
 
 def test_ef21_page_by_hand() -> None:
@@ -701,4 +701,4 @@ def test_what_is_owed_is_the_lyapunov_function(spec: str) -> None:
     course = start(spec, SMALL).go(5)
     solution = course.problem.solution()
     assert solution is not None
-    assert course.lyapunov(solution) == pytest.approx(owed(course), rel=1e-9)
+    assert course.lyapunov() == pytest.approx(owed(course), rel=1e-9)

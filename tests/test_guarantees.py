@@ -174,9 +174,9 @@ def lyapunovs(spec: str, problem: str, iterations: int, seed: int = 0) -> tuple[
     course = start(spec, problem, seed)
     solution, promise = course.problem.solution(), course.guarantee()
     assert solution is not None and promise.rate is not None
-    values = [course.lyapunov(solution)]
+    values = [course.lyapunov()]
     for _ in range(iterations):
-        values.append(course.go().lyapunov(solution))
+        values.append(course.go().lyapunov())
     return values, promise.rate
 
 
@@ -207,8 +207,8 @@ def test_gradient_descent_attains_its_rate() -> None:
     a, _ = matrices(problem)
     slow = torch.linalg.eigh(a.mean(0)).eigenvectors[:, 0]
     course.state.x, course.state.estimate = solution.x + slow, mean_of(course.oracles[0].gradients(solution.x + slow))
-    before = course.lyapunov(solution)
-    assert course.go().lyapunov(solution) / before == pytest.approx(course.guarantee().rate, rel=1e-9)
+    before = course.lyapunov()
+    assert course.go().lyapunov() / before == pytest.approx(course.guarantee().rate, rel=1e-9)
 
 
 @pytest.mark.parametrize("problem", [CONVEX, LOGISTIC])
@@ -230,12 +230,12 @@ def average_contracts(spec: str, problem: str, warm: int, draws: int) -> None:
     course = start(spec, problem).go(warm)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    before, after = course.lyapunov(solution), []
+    before, after = course.lyapunov(), []
     kept, step = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}, course.step
     for draw in range(draws):
         course.states = [restore(course.state, kept)]
         course.step = step + 1000 * draw  # other randomness
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     error = float(np.std(after)) / math.sqrt(draws)
     assert float(np.mean(after)) <= rate * before + 4 * error
     assert error < 0.2 * before  # the average says something

@@ -269,9 +269,9 @@ def test_the_theorem_s_contraction_is_never_violated(kind: str, cube: str) -> No
         course, solution = start(f"gd({spec}, step={share * best!r})", problem), problem.solution()
         rate = course.guarantee().rate
         assert solution is not None and rate is not None and 0 < rate < 1
-        now = course.lyapunov(solution)
+        now = course.lyapunov()
         for _ in range(40):
-            last, now = now, course.go().lyapunov(solution)
+            last, now = now, course.go().lyapunov()
             assert now <= rate * last * (1 + 1e-9) + 1e-15
 
 
@@ -283,9 +283,9 @@ def test_error_feedback_keeps_its_theorem_with_the_scaled_form() -> None:
     promise, solution = course.guarantee(), problem.solution()
     assert cast(Any, course.method).step == cast(Any, plain).step == promise.step
     assert promise.rate is not None and solution is not None
-    now = course.lyapunov(solution)
+    now = course.lyapunov()
     for _ in range(60):
-        last, now = now, course.go().lyapunov(solution)
+        last, now = now, course.go().lyapunov()
         assert now <= promise.rate * last * (1 + 1e-12) + 1e-18
     assert course.state.memory.weights.unique().numel() > 2
 

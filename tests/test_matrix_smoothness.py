@@ -283,12 +283,12 @@ def test_the_lyapunov_function_of_diana_plus_contracts_on_average(problem: str) 
     course = start("diana(matrix_smooth(k=0.3))", problem).go(15)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    before, after = course.lyapunov(solution), []
+    before, after = course.lyapunov(), []
     kept, step, draws = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}, course.step, 80
     for draw in range(draws):
         course.states = [restore(course.state, kept)]
         course.step = step + 1000 * draw  # other randomness
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     error = float(np.std(after)) / math.sqrt(draws)
     assert float(np.mean(after)) <= rate * before + 4 * error and error < 0.2 * before
 
@@ -305,7 +305,7 @@ def test_the_lyapunov_function_of_diana_plus_by_hand() -> None:
     errors = state.memory.shift - (a @ solution.x - b)
     drift = float((errors * torch.linalg.solve(a, errors)).sum(1).mean())
     ahead = float((state.x - step * state.estimate - solution.x).square().sum())
-    assert course.lyapunov(solution) == pytest.approx(ahead + 4 * rho * step**2 / (4 * rate) * drift, rel=1e-8)
+    assert course.lyapunov() == pytest.approx(ahead + 4 * rho * step**2 / (4 * rate) * drift, rel=1e-8)
 
 
 def uneven() -> Problem:

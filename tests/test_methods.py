@@ -30,9 +30,9 @@ LOGISTIC = "logistic(data='breast_cancer', l2=0.01, workers=5)"
 def lyapunovs(course: Course, iterations: int) -> list[float]:
     solution = course.problem.solution()
     assert solution is not None
-    values = [course.lyapunov(solution)]
+    values = [course.lyapunov()]
     for _ in range(iterations):
-        values.append(course.go().lyapunov(solution))
+        values.append(course.go().lyapunov())
     return values
 
 
@@ -146,12 +146,12 @@ def test_proxskip_contracts_in_expectation_over_its_coin(
     by_hand = 1 - min(course.method.step * float(setting.constants.mu_workers), p * p)
     assert rate == pytest.approx(by_hand, rel=1e-12)
     for _ in range(40):
-        before, kept = course.lyapunov(solution), course.state
+        before, kept = course.lyapunov(), course.state
         after = []
         for heads in (True, False):
             monkeypatch.setattr(Keys, "coins", lambda self, probability, heads=heads: torch.tensor([heads]))
             course.states = [kept]
-            after.append(course.go().lyapunov(solution))
+            after.append(course.go().lyapunov())
         monkeypatch.undo()
         assert p * after[0] + (1 - p) * after[1] <= rate * before * (1 + 1e-9) + 1e-16
         course.states = [kept]

@@ -135,11 +135,11 @@ def test_ef21_pp_contracts_on_average(spec: str, problem: str) -> None:
     solution, rate, draws = course.problem.solution(), course.guarantee().rate, 80
     assert solution is not None and rate is not None
     kept, step, after = {n: leaf.tensor.clone() for n, leaf in flatten(course.state).items()}, course.step, []
-    before = course.lyapunov(solution)
+    before = course.lyapunov()
     for draw in range(draws):
         course.states = [restore(course.state, kept)]
         course.step = step + 1000 * draw
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     error = float(np.std(after)) / math.sqrt(draws)
     assert float(np.mean(after)) <= rate * before + 4 * error and error < 0.2 * before
 

@@ -370,12 +370,12 @@ def averages(spec: str, problem: str, warm: int, draws: int) -> tuple[float, flo
     course = start(spec, problem).go(warm)
     solution = course.problem.solution()
     assert solution is not None
-    before, after = course.lyapunov(solution), []
+    before, after = course.lyapunov(), []
     kept, step = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}, course.step
     for draw in range(draws):
         course.states = [restore(course.state, kept)]
         course.step = step + 1000 * draw  # other randomness
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     return before, float(np.mean(after)), float(np.std(after)) / math.sqrt(draws)
 
 
@@ -465,9 +465,9 @@ def test_theorems_under_polyak_lojasiewicz_take_mu_pl_and_others_refuse() -> Non
     step = min(1 / (c.L.value + c.L_tilde.value * root), theta / (2 * c.mu_pl.value))
     assert promise.step == pytest.approx(step, rel=1e-12)
     assert promise.rate == pytest.approx(1 - step * c.mu_pl.value, rel=1e-12) and solution is not None
-    before = course.lyapunov(solution)
+    before = course.lyapunov()
     for _ in range(60):
-        after = course.go().lyapunov(solution)
+        after = course.go().lyapunov()
         assert after <= promise.rate * before * (1 + 1e-9) + 1e-28  # type: ignore[operator]
         before = after
     for spec in ("diana(randk(k=2))", "direct(randk(k=2))", "ef14(topk(k=2))"):

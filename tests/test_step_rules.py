@@ -145,7 +145,7 @@ def test_heavy_balls_bound_and_function_by_hand() -> None:
     gap = 0.5 * float((x - best) @ a.mean(0) @ (x - best))
     ahead = x + move - 0.04 * g - best
     value = float(ahead @ ahead) + 2 * 0.04 * gap + float(((0.5 * move - 0.02 * g) ** 2).sum())
-    assert course.go(4).lyapunov(solution) == pytest.approx(value, rel=1e-9)
+    assert course.go(4).lyapunov() == pytest.approx(value, rel=1e-9)
 
 
 @pytest.mark.parametrize("problem", [SMALL, CONVEX, "counterexample"])
@@ -155,9 +155,9 @@ def test_on_quadratics_heavy_balls_form_shrinks_by_exactly_the_momentum(problem:
     solution, promise, method = course.problem.solution(), course.guarantee(), course.method
     assert solution is not None and promise.rate is not None and promise.tight
     assert isinstance(method, HeavyBall) and promise.rate == method.momentum
-    values = [course.lyapunov(solution)]
+    values = [course.lyapunov()]
     while len(values) < 60 and values[-1] > 1e-9 * values[0]:
-        values.append(course.go().lyapunov(solution))
+        values.append(course.go().lyapunov())
     assert len(values) > 8
     for before, after in itertools.pairwise(values):
         assert after == pytest.approx(promise.rate * before, rel=1e-4)
@@ -167,7 +167,7 @@ def test_on_quadratics_the_bound_on_the_gap_holds_and_twice_the_step_diverges() 
     course = start("heavy_ball(step='0.7x')", CONVEX)
     solution, promise = course.problem.solution(), course.guarantee()
     assert solution is not None and promise.gap_factor is not None and promise.rate is not None
-    first, gap = course.lyapunov(solution), 0.0
+    first, gap = course.lyapunov(), 0.0
     for k in range(150):
         oracles: Any = course.oracles[0]
         gap = float(oracles.excess(course.x, solution).mean())
@@ -186,7 +186,7 @@ def test_on_strongly_convex_functions_heavy_balls_function_contracts(problem: st
     values: list[float] = []
     oracles: Any = course.oracles[0]
     for k in range(200):
-        values.append(course.lyapunov(solution))
+        values.append(course.lyapunov())
         gap = float(oracles.excess(course.x, solution).mean())
         assert gap <= promise.gap_factor * promise.rate**k * values[0]
         course.go()

@@ -116,8 +116,8 @@ def test_the_lyapunov_function_contracts_as_promised(mechanism: Any, problem: st
         assert float(np.mean(excess)) <= allowed + 4.0 * error
         assert error < 0.25 * float(np.mean(before))  # the average says something
         return
-    values = [course.lyapunov(solution)]
-    values += [course.go().lyapunov(solution) for _ in range(60)]
+    values = [course.lyapunov()]
+    values += [course.go().lyapunov() for _ in range(60)]
     for before, after in itertools.pairwise(values):
         assert after <= promise.rate * before * (1 + 1e-9) + allowed + 1e-13 * values[0]
 
@@ -132,7 +132,7 @@ def averaged(course: Course, solution: Any) -> tuple[np.ndarray, np.ndarray]:
     kept, step = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}, course.step
     for draw in range(DRAWS):
         course.states, course.step = [restore(course.state, kept)], step + 1000 * draw
-        pairs.append((course.go().lyapunov(solution), course.go().lyapunov(solution)))
+        pairs.append((course.go().lyapunov(), course.go().lyapunov()))
     before, after = np.array(pairs).T
     return before, after
 

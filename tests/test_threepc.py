@@ -182,9 +182,9 @@ def test_deterministic_ones_contract_at_every_step(spec: str, problem: str) -> N
     course = start(spec, problem)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    values = [course.lyapunov(solution)]
+    values = [course.lyapunov()]
     for _ in range(120):
-        values.append(course.go().lyapunov(solution))
+        values.append(course.go().lyapunov())
     for before, after in itertools.pairwise(values):
         assert after <= rate * before * (1 + 1e-9) + 1e-13 * values[0]
 
@@ -204,11 +204,11 @@ def test_random_ones_contract_on_average(spec: str, problem: str) -> None:
     course = start(spec, problem).go(15)
     solution, rate = course.problem.solution(), course.guarantee().rate
     assert solution is not None and rate is not None
-    before, after, step = course.lyapunov(solution), [], course.step
+    before, after, step = course.lyapunov(), [], course.step
     kept = {name: leaf.tensor.clone() for name, leaf in flatten(course.state).items()}
     for draw in range(draws):
         course.states, course.step = [restore(course.state, kept)], step + 1000 * draw
-        after.append(course.go().lyapunov(solution))
+        after.append(course.go().lyapunov())
     error = float(np.std(after)) / math.sqrt(draws)
     assert float(np.mean(after)) <= rate * before + 4 * error and error < 0.2 * before
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.checks.reference import Reference, ReferenceOracles
 from laconic.checks.trial import same
 from laconic.core import rows
 from laconic.core.compressor import Packet
@@ -20,6 +20,7 @@ from laconic.core.entry import Entry, parameters
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method
+from laconic.core.problem import Block, Problem, Solution
 from laconic.core.registry import catalogue
 from laconic.core.state import Leaf, Placement, flatten, restore
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot
@@ -74,18 +75,17 @@ def settled(method: Method, setting: Setting) -> Method:
 
 @dataclass
 class Course:
-    """A settled method on its way on the reference problem; `go` moves on."""
+    """A settled method on its way: `states` and `oracles` of every party; `go` moves on."""
 
     method: Method
-    problem: Reference
+    problem: Problem
     runtime: Local
-    oracles: list[ReferenceOracles] = field(default_factory=list)
+    oracles: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
     step: int = 0
 
     def __post_init__(self) -> None:
-        hosts = [cast(ReferenceOracles, self.problem.host(link.block)) for link in self.runtime.links]
-        self.oracles = self.oracles or hosts
+        self.oracles = self.oracles or [self.problem.host(link.block) for link in self.runtime.links]
         self._begin(0)
         pairs = zip(self.oracles, self.runtime.links, strict=True)
         self.states = self.runtime.drive(*(self.method.init(oracles, link) for oracles, link in pairs))
@@ -103,25 +103,39 @@ class Course:
         return self
 
     @property
+    def state(self) -> Any:
+        """The first party's, which holds the server."""
+        return self.states[0]
+
+    @property
     def x(self) -> Tensor:
         """The server's model."""
-        return self.method.point(self.states[0]).clone()
+        return self.method.point(self.state).clone()
 
     def gap(self) -> float:
         """f(x) - f*, of a course with one party."""
-        solution = self.problem.solution()
-        assert solution is not None
-        return float(self.oracles[0].excess(self.x, solution).mean())
+        return float(self.oracles[0].excess(self.x, self._solution).mean())
 
-    def lyapunov(self, promise: Guarantee) -> float:
-        """The promise's Lyapunov function now, of a course with one party."""
-        solution, oracles, x = self.problem.solution(), self.oracles[0], self.x
-        assert promise.lyapunov is not None and solution is not None
+    def guarantee(self) -> Guarantee:
+        """The method's promise."""
+        return self.method.guarantee(Setting.of(self.problem, self.problem.oracles(Block.whole(self.problem.n))))
+
+    def lyapunov(self, promise: Guarantee | None = None) -> float:
+        """The Lyapunov function of a promise, or else of the method's own, of a course with one party."""
+        (oracles,), x = self.oracles, self.x
+        promise = promise or self.guarantee()
+        assert promise.lyapunov is not None
         gradient = rows.mean(oracles.gradients(x))
-        return promise.lyapunov(Snapshot(x, self.gap(), gradient, self.states[0], oracles, solution)).value
+        return promise.lyapunov(Snapshot(x, self.gap(), gradient, self.state, oracles, self._solution)).value
+
+    @functools.cached_property
+    def _solution(self) -> Solution:
+        found = self.problem.solution()
+        assert found is not None
+        return found
 
 
-def course(method: Method, problem: Reference, seed: int = 3, runtime: Local | None = None) -> Course:
+def course(method: Method, problem: Problem, seed: int = 3, runtime: Local | None = None) -> Course:
     """A settled method after its init, in the plain simulator if no runtime is given."""
     return Course(method, problem, runtime or Local(problem.n, seed=seed))
 
