@@ -129,6 +129,9 @@ def record(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
 
 def _page(recipe: Recipe, outcome: Outcome) -> str:
     lines = [f"# {recipe.title}", "", f"Source: {recipe.source}.", "", "```", f"laconic recipe '{recipe}'", "```", ""]
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    here = machine()
+    lines += [f"Made on {here['system']} {here['architecture']} with {here['cores']} cores: {made}.", ""]
     lines += ["## Verdicts", "", "| claim | says | verdict | because |", "|---|---|---|---|"]
     lines += [f"| {v.claim} | {_cell(v.says)} | **{v.ruling.value}** | {_cell(v.because)} |" for v in outcome.verdicts]
     lines += ["", "## Figures"]
