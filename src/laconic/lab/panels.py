@@ -18,6 +18,7 @@ from laconic.lab.style import style
 
 _HEIGHT = 2.1  # inches of a row of panels
 _PER_LINE = 3  # labels of the legend
+_PER_INCH = 13.0  # letters of a title
 _DECADES = 40.0  # of a logarithmic axis at most: what blew up leaves the panel at the top
 
 
@@ -35,6 +36,7 @@ def draw(figure: Grid, stem: Path) -> list[Path]:
                 axes.set_axis_off()
             for panel, axes in zip(row, places, strict=False):
                 _fill(axes, panel, labels)
+                axes.set_title(textwrap.fill(panel.title, int(_PER_INCH * size[0] / columns)), fontsize=7.5)
         canvas.legend(
             handles=_handles(figure, labels), loc="outside lower center", ncols=_PER_LINE, frameon=False,
             handlelength=2.6, columnspacing=1.5,
@@ -59,7 +61,6 @@ def _fill(axes: Axes, panel: Panel, labels: list[str]) -> None:
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         decades(axes.yaxis, 6)
-    axes.set_title(panel.title, fontsize=7.5)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.grid(True, which="major", color="0.88", linewidth=0.5)
