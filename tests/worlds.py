@@ -101,10 +101,15 @@ class Pool:
         if group is None or (group["world"], group["limit"]) != (world, limit):
             group = {"store": next(self._stores), "world": world, "limit": limit}
         self._group = None
-        for rank in range(world):
-            self._workers[rank].ask({"job": job, "group": {**group, "rank": rank}, "arguments": arguments})
         deadline = time.monotonic() + timeout
-        replies = [self._workers[rank].reply(deadline) for rank in range(world)]
+        try:
+            for rank in range(world):
+                self._workers[rank].ask({"job": job, "group": {**group, "rank": rank}, "arguments": arguments})
+            replies = [self._workers[rank].reply(deadline) for rank in range(world)]
+        except BaseException:  # the test's own time limit, say: nobody may take a late reply for that of the next job
+            for worker in self._workers[:world]:
+                worker.stop()
+            raise
         if all("result" in reply for reply in replies):
             self._group = group
         return replies
