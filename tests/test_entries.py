@@ -314,16 +314,24 @@ CATALOGUE = [pytest.param(cls, id=cls.name) for cls in ENTRIES]
 EXPECTED = {
     "broadcast": "exact ef21_p mcm dore",
     "compressor": "identity topk randk permk natural",
+    "delay": "fixed_delay exponential_delay speeds",
     "domain": "simplex cube",
     "estimator": "full sgd shuffled lsvrg saga page mvr",
     "mechanism": "direct direct_all_reduce bi_qgd ef14 ef14_inside double_squeeze ef0 ef1 ef2 delayed ef21 ef21_sgdm "
     "ef21_sgd2m ef21_bc ef21_plus partial scam scam_reset scam_21 diana ef_bv econtrol ec_diana marina vr_marina dasha "
     "dasha_sync_mvr lag lag_wk clag threepc_v1 threepc_v2 threepc_v3 threepc_v4 threepc_v5 adacgd artemis "
     "artemis_memory majority_vote ssdm powersgd alternating_powersgd",
-    "method": "gd heavy_ball nesterov adam amsgrad adiana proxskip sliding svrp fednl fednl_pp",
+    "method": "gd heavy_ball nesterov adam amsgrad adiana local_sgd post_local_sgd fedavg fedprox scaffold scaffold_i "
+    "proxskip gradskip gradskip_plus diloco diloco_sgd mirror_descent dane inexact_dane dane_ls dane_hb aide sonata "
+    "acc_sonata spag disco diregina diregina_averaged acn sliding sliding_untuned olga ef_olga svrg svrg_last "
+    "loopless_svrg katyusha l_katyusha svrp catalyzed_svrp svrs acc_svrs newton n0 newton_star fednl fednl_projected "
+    "fednl_ls fednl_cr fednl_pp fednl_bc newton_3pc extragradient optimistic_gradient extragradient_sliding "
+    "optimistic_masha three_pillars three_pillars_pp svogs pure_async waiting_async random_async shuffled_async "
+    "replayed_async",
     "problem": "quadratic logistic ridge counterexample custom least_squares lasso composite squared_sigmoid "
-    "autoencoder network",
-    "recipe": "compression_lecture",
+    "autoencoder network rotated_quadratic saddle robust_regression",
+    "recipe": "compression_lecture topk_and_permk importance_and_scam low_rank sign_and_smoothness",
+    "reference": "server euclidean quartic",
     "regulariser": "l1 box",
     "schedule": "constant decreasing two_phase inverse_root",
 }

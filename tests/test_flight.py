@@ -95,7 +95,7 @@ def test_no_event_loop_is_needed_and_none_is_in_the_way() -> None:
 def test_several_messages_in_one_flight_are_one_round() -> None:
     runtime, v = Local(3), torch.ones(3, 4, dtype=torch.float64)
     heard: list[tuple[Any, Any]] = []
-    runtime.ledger.listeners.append(lambda up, down: heard.append((up, down)))
+    runtime.ledger.listeners.append(lambda up, down, returned: heard.append((up, down)))
 
     async def text(link: Link) -> list[Any]:
         return await together(link.uplink(None, v), link.uplink(parse("topk(k=1)"), v), link.broadcast(v[0]))

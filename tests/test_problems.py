@@ -15,7 +15,7 @@ from torch import Tensor
 
 from laconic.core.keys import Keys
 from laconic.core.problem import Batch, Block, Constant, Constants, Kind, Oracles, Problem, Solution
-from laconic.problems import _base, _cache, _linear, _spectra
+from laconic.problems import _base, _cache, _linear, _similarity, _spectra
 from laconic.problems.counterexample import Counterexample
 from laconic.problems.custom import Custom
 from laconic.problems.least_squares import LeastSquares
@@ -308,6 +308,7 @@ def test_constants_of_quadratics_equal_eigenvalues(name) -> None:
         "mu_workers": min(np.linalg.eigvalsh(one)[0] for one in h),
         "delta": max(apart),
         "delta_server": apart[0],
+        "delta_first": max(norm(one - h[0]) for one in h),
         "hessian_lipschitz": 0.0,
     }
     for name, value in expected.items():
@@ -388,8 +389,10 @@ def test_power_iteration_survives_a_tie_of_signs() -> None:
     """H_1 - H = diag(s, -s): the Rayleigh quotient of (1, 1) is 0, the norm is s."""
     rows = [np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])]
     problem = Custom.from_arrays(rows, [np.ones(2), np.zeros(2)], loss="ridge", l2=0.1)
-    norms, mean = _spectra.differences(problem.dealt(), _linear.SQUARED, np.zeros(2))
-    assert np.allclose(norms, 1.0) and mean == pytest.approx(1.0)
+    by_products = _similarity.of_products(problem.oracles(Block.whole(2)), torch.zeros(2, dtype=torch.float64), 40)
+    by_eigenvalues = _spectra.differences(problem.dealt(), _linear.SQUARED, np.zeros(2))
+    for found in (by_products, by_eigenvalues):
+        assert list(found.named().values()) == pytest.approx([1.0, 1.0, 1.0, 2.0])
     assert known(problem.constants().delta) == pytest.approx(1.0)
 
 

@@ -18,7 +18,8 @@ from laconic.checks import Verdict, compressor_of, entries_of
 from laconic.checks import check as check_entry
 from laconic.core.spec import parse
 from laconic.lab import bench as measurements
-from laconic.lab import describe
+from laconic.lab import describe, drawings
+from laconic.lab.asynchronous import asynchronous
 from laconic.lab.contest import Choice
 from laconic.lab.grid import grid_of
 from laconic.lab.plan import DEFAULT_ROUNDS, Network, read_file
@@ -98,11 +99,14 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="The name of an entry, or a spec such as 'topk(k=0.01)'.")],
+    name: Annotated[str, typer.Argument(help="An entry, a spec such as 'topk(k=0.01)', or a collective: ring, ...")],
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the source as BibTeX and nothing else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show an entry: definition, parameters, claim, guarantee, wire layout, source and example."""
+    """Show an entry: definition, parameters, claim, guarantee, wire layout, source, example; or draw a collective."""
+    drawing = drawings.named(name)
+    if drawing is not None:
+        return _print_json(drawing.document()) if as_json else _console().print(drawing)
     found = describe.showing(name)
     if bibtex:
         if found["bibtex"] is None:
@@ -128,6 +132,11 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("wire", found["layout"]))
     if "guarantee" in found:
         facts.append(("guarantee", _guarantee(found["guarantee"])))
+    known = found.get("constants", [])
+    for one in known if isinstance(known, list) else []:
+        facts.append(("constant", f"{one['name']} = {one['value']:.6g}, {one['kind']}: {one['how']}"))
+    if isinstance(known, str):
+        facts.append(("constants", f"not known: {known}"))
     if found["source"]:
         facts.append(("source", found["source"]))
     return [*facts, ("example", found["example"])]
@@ -157,9 +166,12 @@ def run(
     every: Annotated[int | None, typer.Option(help="Iterations between two evaluations of f (default 1).")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; several are allowed (default 0).")] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds, or a list such as 0,3,7.")] = None,
-    network: Annotated[list[str] | None, typer.Option(help="Such as 10mbit,20ms, or a file of links.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="Such as 10mbit,20ms[,ring], or a file of links.")] = None,
     topology: Annotated[str | None, typer.Option(help="replicated or star.")] = None,
     wire: Annotated[str | None, typer.Option(help="counted or encoded.")] = None,
+    delays: Annotated[
+        str | None, typer.Option(help="Of the workers, for virtual time, such as 'fixed_delay((1, 2, 5))'.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory (default runs/<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Where LIBSVM files are (else LACONIC_DATA).")] = None,
@@ -169,7 +181,7 @@ def run(
     options = {
         "problem": problem, "method": method, "rounds": rounds, "iterations": iterations, "until": until,
         "budget": budget, "every": every, "seed": seed, "seeds": None if seeds is None else _seeds(seeds),
-        "network": network, "topology": topology, "wire": wire, "out": out, "resume": resume or None,
+        "network": network, "topology": topology, "wire": wire, "delays": delays, "out": out, "resume": resume or None,
         "data_dir": data_dir,
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None and value != []}
@@ -219,7 +231,8 @@ def _remembered(out: Path) -> dict[str, Any]:
     identity = RunDirectory(out).read()["identity"]
     methods = [{"spec": one["spec"], "label": one["label"]} for one in identity["methods"]]
     limits = {name: value for name, value in identity["limits"].items() if value is not None}
-    same = {name: identity[name] for name in ("problem", "every", "seeds", "topology", "wire")}
+    names = ("problem", "every", "seeds", "topology", "wire", "delays")
+    same = {name: identity[name] for name in names if name in identity}
     networks = [Network.of_record(one) for one in identity["networks"]]
     return {**same, **limits, "method": methods, "network": networks}
 
@@ -241,6 +254,39 @@ def _print_results(found: Runs) -> None:
         console.print(f"time: computing here plus the network {networks[0]}", style="dim")
     if found.path is not None:
         console.print(f"written to {found.path}; `laconic report {found.path}` draws it", style="dim", soft_wrap=True)
+
+
+@app.command()
+def serve(
+    problem: Annotated[str, typer.Option(help="What to solve, such as \"logistic(data='a9a', l2=1e-3)\".")],
+    method: Annotated[str, typer.Option(help="An asynchronous method, such as 'pure_async(step=0.1)'.")],
+    steps: Annotated[int, typer.Option(help="Of the server.")],
+    seed: Annotated[int, typer.Option(help="Of the method's draws.")] = 0,
+    needs: Annotated[
+        int | None, typer.Option(help="Living workers to go on with when one dies (default: all of them).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A file for the recording, with its replay as a spec.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one gradient may take.")] = 600.0,
+    data_dir: Annotated[Path | None, typer.Option(help="Where LIBSVM files are (else LACONIC_DATA).")] = None,
+    as_json: Json = False,
+) -> None:
+    """A real asynchronous run: `torchrun --nproc-per-node 4 -m laconic serve ...` is a server and three workers."""
+    try:
+        found = asynchronous(
+            problem, method, steps, seed=seed, needs=needs, out=out, timeout=timeout, data_dir=data_dir
+        )  # fmt: skip
+    except (NetworkFailure, FloatingPointError) as error:
+        print(f"laconic: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if found is None:
+        return
+    document = found.document()
+    if as_json:
+        return _print_json(document)
+    uplink = ", ".join(map(str, document["uplink_bytes"]))
+    print(f"{document['steps']} steps; uplink bytes of the workers: {uplink}; x is {document['x_sha256'][:12]}")
+    if out is not None:
+        print(f"{out} holds the recording; its replay, a method, gives the same x in the simulator")
 
 
 @app.command()

@@ -62,13 +62,13 @@ def method_checks(found: Findings, method: Method, effort: Amounts) -> Suite:
 
     for name, made in (
         ("it settles, and stays settled", _settles),
-        ("the same in every runtime", _everywhere),
         ("counted is encoded", _weighed),
         ("it goes on from the middle", _resumed),
         ("a failed flight changes nothing", _failures),
         ("what is asked of oracles is counted", _counted),
     ):
         yield name, functools.partial(_of_settled, made, found, ready, effort)
+    yield "the same in every runtime", functools.partial(_everywhere, found, method, effort)
     yield "the solution is a fixed point", functools.partial(_fixed, found, method, effort)
     yield "other problems run or are refused in one line", functools.partial(_others, found, method)
     yield from theory.theory_checks(found, method, effort)
@@ -169,8 +169,8 @@ def _survives(found: Findings, run: Course, runtime: Failing, at: int) -> bool:
 def _counted(found: Findings, method: Method, effort: Amounts) -> None:
     run = course(method, PLAIN).go(effort.iterations)
     (oracles,) = run.oracles
-    asked, looked = oracles.calls.gradient_terms, oracles.looked
-    found.expect(asked == looked, f"{looked} terms of gradients were made and {asked} counted")
+    asked, looked = oracles.calls.gradient_terms + oracles.calls.product_terms, oracles.looked
+    found.expect(asked == looked, f"{looked} terms of gradients and products were made and {asked} counted")
     found.expect(asked > 0, "no gradient is ever asked for")
 
 

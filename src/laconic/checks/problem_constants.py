@@ -45,6 +45,9 @@ def _order(found: Findings, place: Place, effort: Amounts) -> None:
         if a is not None and b is not None and a.kind is Kind.EXACT and b.kind is not Kind.ESTIMATE:
             size = SLACK * float(b) + 1e-9 * float(c.L)
             found.expect(float(a) <= size, f"{low} = {float(a):.9g} is larger than {high} = {float(b):.9g}")
+    if c.delta_first is not None and c.delta is not None and c.delta_first.kind is Kind.EXACT is c.delta.kind:
+        twice = 2.0 * SLACK * float(c.delta) + 1e-9 * float(c.L)
+        found.expect(float(c.delta_first) <= twice, f"delta_first = {float(c.delta_first):.9g} is above 2 delta")
     n = place.problem.n
     found.expect(len(c.L_workers) == n, f"{len(c.L_workers)} smoothness constants of {n} workers")
     root = math.sqrt(math.fsum(one**2 for one in c.L_workers) / max(1, len(c.L_workers)))
@@ -84,6 +87,7 @@ def _pair(found: Findings, oracles: Oracles, c: Constants, x: Tensor, y: Tensor)
         "delta": float(away.max()),
         "delta_server": float(away[0]),
         "delta_mean": float(away.square().mean().sqrt()),
+        "delta_first": float((change - change[0]).norm(dim=1).max()),
     }
     known = c.named()
     for name, value in measured.items():
@@ -126,6 +130,8 @@ def _solution(found: Findings, place: Place, effort: Amounts) -> None:
     solution, oracles = place.problem.solution(), place.oracles
     if solution is None:
         return
+    if oracles.variational:
+        return _saddle_point(found, place, solution)
     x, c = solution.x, place.problem.constants()
     gradient = oracles.gradients(x).mean(0).double()
     smooth = float(c.L)
@@ -153,10 +159,41 @@ def _solution(found: Findings, place: Place, effort: Amounts) -> None:
             f"f is {below:.3g} lower at another point than at x*",
         )
     _excess(found, place, solution, rounding)
+    _spread(found, place, solution)
+
+
+def _spread(found: Findings, place: Place, solution: Solution) -> None:
+    """sigma_star, by the gradients at x*."""
+    c = place.problem.constants()
     if _sure(c.sigma_star):
-        spread = math.sqrt(float(oracles.gradients(x).double().flatten(1).square().sum(1).mean()))
-        close = math.isclose(spread, float(c.sigma_star or 0.0), rel_tol=1e-4, abs_tol=1e-7 * smooth)
+        spread = math.sqrt(float(place.oracles.gradients(solution.x).double().flatten(1).square().sum(1).mean()))
+        close = math.isclose(spread, float(c.sigma_star or 0.0), rel_tol=1e-4, abs_tol=1e-7 * float(c.L))
         found.expect(close, f"sigma_star is {float(c.sigma_star or 0.0):.9g}; the gradients at x* say {spread:.9g}")
+
+
+def _saddle_point(found: Findings, place: Place, solution: Solution) -> None:
+    """F vanishes at x*, points away from it near it, and ||F(x*)||^2 / mu^2 is no more than the certificate.
+
+    With a regulariser r it is the shortest of F(x*) + (subgradients of r) that vanishes.
+    """
+    oracles, c, x = place.oracles, place.problem.constants(), solution.x
+    at_solution, r = oracles.gradients(x).double(), place.oracles.regulariser
+    mean = at_solution.mean(0)
+    norm2 = float((mean if r is None else r.least_subgradient(x, mean)).square().sum())
+    size = math.sqrt(float(at_solution.flatten(1).square().sum(1).mean())) + float(c.L) * float(x.norm())
+    found.expect(math.sqrt(norm2) <= 1e-9 * size + 1e-14, f"||F(x*)|| is {math.sqrt(norm2):.3g}")
+    found.expect(math.isnan(solution.value), f"a saddle point has no f*, and it is said to be {solution.value:.6g}")
+    if _sure(c.mu):
+        known = norm2 / float(c.mu or 0.0) ** 2
+        found.expect(
+            known <= SLACK * solution.gap + (64 * torch.finfo(oracles.dtype).eps * size / float(c.mu or 1.0)) ** 2,
+            f"||F(x*)||^2 / mu^2 is {known:.3g}, and the certificate says {solution.gap:.3g} at most",
+        )
+    away = 1e-3 * (1.0 + float(x.norm()))
+    for u in place.others(4, "saddle") if r is None else ():
+        outwards = float((oracles.gradients(x + away * u).mean(0).double() * u.double()).sum())
+        found.expect(outwards > 0.0, f"F points inwards, by {-outwards:.3g}, at a distance of {away:.3g} from x*")
+    _spread(found, place, solution)
 
 
 def _excess(found: Findings, place: Place, solution: Solution, rounding: float) -> None:

@@ -12,13 +12,12 @@ from torch import Tensor
 from laconic.checks import problem_constants
 from laconic.checks.findings import Findings, label
 from laconic.checks.places import Place, place_of
+from laconic.checks.problem_products import LARGEST, bends, products
 from laconic.checks.suite import Amounts, Suite
 from laconic.checks.trial import same
 from laconic.core.problem import Batch, Block, Oracles, Problem
 from laconic.core.rows import svec_to_matrix
 from laconic.core.spec import parse
-
-LARGEST = 300  # d up to which whole Hessians are multiplied
 
 
 def problem_checks(found: Findings, problem: Problem, effort: Amounts) -> Suite:
@@ -31,6 +30,7 @@ def problem_checks(found: Findings, problem: Problem, effort: Amounts) -> Suite:
     for name, made in (
         ("gradients by differences of values", _gradients),
         ("Hessians by differences of gradients", _hessians),
+        ("products with Hessians by differences of gradients", products),
         ("minibatches are means of terms", _minibatches),
         ("the gradient of the right worker", _right_worker),
         ("the same alone and in company", _company),
@@ -49,7 +49,7 @@ def problem_checks(found: Findings, problem: Problem, effort: Amounts) -> Suite:
 def _gradients(found: Findings, place: Place) -> None:
     oracles, rows = place.oracles, place.rows
     for at, x in enumerate(place.points):
-        gradients = oracles.gradients(x, rows).double()
+        gradients = _ascending(oracles, oracles.gradients(x, rows).double())
         size = gradients.flatten(1).norm(dim=1)
         for u in _directions(place, gradients):
             slopes, error = _slopes(oracles, x, u, rows)
@@ -62,6 +62,11 @@ def _gradients(found: Findings, place: Place) -> None:
                     f"the gradient's slope along a direction is {float(along[row]):.9g} "
                     f"and differences of values give {float(slopes[row]):.9g}"
                 )
+
+
+def _ascending(oracles: Oracles, gradients: Tensor) -> Tensor:
+    """The gradients of the f_i, whose signs are turned where f is maximised."""
+    return gradients if oracles.maximised is None else torch.where(oracles.maximised, -gradients, gradients)
 
 
 def _directions(place: Place, gradients: Tensor) -> list[Tensor]:
@@ -97,7 +102,7 @@ def _hessians(found: Findings, place: Place) -> None:
         return found.expect("\n" not in str(error), "that there are no Hessians is said in more than one line")
     before = oracles.calls.hessian_terms
     for u in place.others(3, "bends"):
-        slopes, error = _bends(oracles, x, u, rows)
+        slopes, error = bends(oracles, x, u, rows)
         along = matrix @ u.double().reshape(-1)
         off, size = float((slopes - along).norm()), float(matrix.norm())
         found.expect(
@@ -107,17 +112,6 @@ def _hessians(found: Findings, place: Place) -> None:
     oracles.hessians(x, rows)
     terms = int(oracles.terms()[rows].sum())
     found.expect(oracles.calls.hessian_terms - before == terms, "a Hessian is not counted as its worker's terms")
-
-
-def _bends(oracles: Oracles, x: Tensor, u: Tensor, rows: np.ndarray) -> tuple[Tensor, float]:
-    eps = torch.finfo(x.dtype).eps
-    width = eps**0.2 * (1.0 + float(x.abs().max()))
-    found, largest = [], 0.0
-    for h in (width, width / 2):
-        g = [oracles.gradients(x + k * h * u, rows)[0].double().reshape(-1) for k in (-2, -1, 1, 2)]
-        largest = max(largest, *(float(one.norm()) for one in g))
-        found.append((g[0] - 8 * g[1] + 8 * g[2] - g[3]) / (12 * h))
-    return found[1], float((found[0] - found[1]).norm()) + 40 * eps * largest / width
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -68,9 +68,9 @@ class Reference(Problem):
 
     def setting(self) -> Setting:
         """What theorems are asked about."""
-        terms = self.oracles(Block.whole(self.n)).terms()
-        composite = self.regulariser is not None
-        return Setting(self.constants(), self.n, (self.d,), (int(terms.min()), int(terms.max())), composite=composite)
+        counts = self.oracles(Block.whole(self.n)).terms()
+        terms, composite = (int(counts.min()), int(counts.max())), self.regulariser is not None
+        return Setting(self.constants(), self.n, (self.d,), terms, composite=composite, solution=self.solution)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,15 +145,11 @@ class ReferenceOracles(Oracles):
 
     def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
         i, j = torch.triu_indices(self.problem.d, self.problem.d)
-        scales = torch.where(i == j, 1.0, math.sqrt(2.0))
-        return self._h[torch.from_numpy(rows)][:, i, j] * scales
+        upper = self._h[torch.from_numpy(rows)][:, i, j]
+        return torch.where(i == j, upper, upper * math.sqrt(2.0))
 
-    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
-        """hess f_i(x) v, counted like a gradient."""
-        rows = self._rows(rows)
-        count = int(self._counts[rows].sum())
-        self.calls.gradient_terms += count
-        self.looked += count
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
+        self.looked += int(self._counts[rows].sum())
         return _sums(self._h[torch.from_numpy(rows)] * v.reshape(-1, self.problem.d)[:, :, None])
 
     def excess(self, x: Tensor, solution: Solution, rows: np.ndarray | None = None) -> Tensor:
@@ -239,6 +235,7 @@ def _constants(problem: Reference) -> Constants:
         "delta": float(away.max()),
         "delta_server": float(away[0]),
         "delta_mean": spread,
+        "delta_first": float(torch.linalg.eigvalsh(h - h[0]).abs().max()),
         "L_sample": float(norms.max() + problem.ridge) * problem.scale / problem.unit**2,
         "sigma_star": float(at_solution.square().sum(1).mean().sqrt()),
         "hessian_lipschitz": 0.0,

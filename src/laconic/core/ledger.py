@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Listener = Callable[["np.ndarray | None", "np.ndarray | None"], None]  # of a flight's bytes per worker, up and down
+# of a flight's bytes per worker: up, down, and those of `up` that are sums and come back once all is up
+Listener = Callable[["np.ndarray | None", "np.ndarray | None", "np.ndarray | None"], None]
 
 
 @dataclass
@@ -54,9 +55,9 @@ class Ledger:
     """Counts what n workers and the server say to each other.
 
     `uplink` and `downlink` are logical bytes per worker, int64 of shape (n,): the lengths of messages, equal in every
-    runtime. Each of `listeners` is called once per flight with that flight's bytes per worker, up and down (None where
-    nobody spoke in that direction), and once more for what an all-reduce returns; the network models are such
-    listeners.
+    runtime. Each of `listeners` is called once per flight with that flight's bytes per worker: up, down, and what
+    all-reduces return after that, which is part of `up` as well (None where nothing was said). The network models are
+    such listeners.
     """
 
     def __init__(self, n: int) -> None:
@@ -72,14 +73,15 @@ class Ledger:
         self.rounds += account.up is not None
         self.messages_up += account.messages_up
         self.messages_down += account.messages_down
-        for up, down in ((account.up, account.down), (None, account.returned)):
-            if up is not None:
-                self.uplink += up
-            if down is not None:
-                self.downlink += down
-            if up is not None or down is not None:
-                for listener in self.listeners:
-                    listener(up, down)
+        up, down, returned = account.up, account.down, account.returned
+        if up is not None:
+            self.uplink += up
+        for sizes in (down, returned):
+            if sizes is not None:
+                self.downlink += sizes
+        if up is not None or down is not None:
+            for listener in self.listeners:
+                listener(up, down, returned)
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""

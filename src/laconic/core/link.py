@@ -51,6 +51,7 @@ class _Root:
     ordinals: Counter[str] = field(default_factory=Counter)
     states: dict[str, Any] = field(default_factory=dict)  # of compressors, by address
     saved: dict[str, Leaf] = field(default_factory=dict)  # leaves of such states that nobody has asked for yet
+    remarks: dict[str, dict[int, float]] = field(default_factory=dict)  # text -> step -> the worst number there
 
 
 class Link:
@@ -321,6 +322,20 @@ class Link:
         self._root.saved = dict(leaves)
 
     # ---- observation, off the books ---------------------------------------------------------------------------
+
+    def remark(self, text: str, number: float) -> None:
+        """Notes that something worth telling happened in this iteration, and how bad it was; larger is worse.
+
+        Nothing is sent: whoever runs the text collects the remarks of all parties, and tells each text once.
+        """
+        number = math.inf if math.isnan(number) else float(number)
+        worst = self._root.remarks.setdefault(text, {})
+        worst[self.step] = max(worst.get(self.step, number), number)
+
+    @property
+    def remarks(self) -> dict[str, dict[int, float]]:
+        """What was remarked here: the worst number of each iteration, by text."""
+        return self._root.remarks
 
     async def look(self, rows: Tensor) -> Tensor:
         """One row per local worker (local, ...) as the rows of all workers (n, ...), on every party; not counted."""

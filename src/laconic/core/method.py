@@ -35,6 +35,10 @@ class Method(Entry, ABC):
     def guarantee(self, setting: Setting) -> Guarantee:
         """What theory promises of a settled method. Raises NoTheorem where it promises nothing, saying why."""
 
+    def suspect(self, setting: Setting) -> str:
+        """What in a settled method's numbers is the likely cause should it diverge, and what to give; or nothing."""
+        return ""
+
     @abstractmethod
     async def init(self, oracles: Oracles, link: Link) -> Any:
         """The first state; what is said on the way is counted."""
@@ -46,6 +50,10 @@ class Method(Entry, ABC):
     @abstractmethod
     def point(self, state: Any) -> Tensor:
         """The server's model x, (*shape)."""
+
+    def virtual_seconds(self, state: Any) -> float | None:
+        """The virtual time, of a method that keeps one (an asynchronous one); None of all others."""
+        return None
 
 
 def resolve(step: float | str | None, largest: Callable[[], float]) -> float:

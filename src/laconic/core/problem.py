@@ -1,4 +1,9 @@
-"""Problems: f(x) = (1/n) sum_i f_i(x). What to solve, what its local workers can compute, and its constants."""
+"""Problems: f(x) = (1/n) sum_i f_i(x). What to solve, what its local workers can compute, and its constants.
+
+Most are minimised. A *variational* problem is a saddle point: f_i is minimised over some coordinates u and maximised
+over the others w, and what takes the gradient's place is the operator F_i = (grad_u f_i, -grad_w f_i), zero in the mean
+over workers at the solution.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ from torch import Tensor
 from laconic.core.entry import Entry
 from laconic.core.keys import Keys
 from laconic.core.regulariser import Regulariser
+from laconic.kernels import fold
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,9 @@ class Constant:
 class Constants:
     """Constants of f and of the f_i. None means that the problem does not know it.
 
+    Of a variational problem they are those of F and the F_i, wherever a gradient is named: L is F's Lipschitz constant,
+    mu says that it is strongly monotone, delta how far F_i - F is from constant.
+
     L : smoothness of f.  L_workers : of each f_i.  L_max, L_tilde : their maximum and root mean square.
     L_plus : mean ||grad f_i(x) - grad f_i(y)||^2 <= L_plus^2 ||x - y||^2.
     L_pm : the same mean less ||grad f(x) - grad f(y)||^2 is <= L_pm^2 ||x - y||^2 (Szlendak et al. 2021).
@@ -83,6 +92,7 @@ class Constants:
     (f - f*).
     delta : max_i sup_x ||hess f_i(x) - hess f(x)||.  delta_server : the same for worker 0's f_i (the server's copy).
     delta_mean : mean ||(grad f_i - grad f)(x) - (grad f_i - grad f)(y)||^2 <= delta_mean^2 ||x - y||^2.
+    delta_first : max_i sup_x ||hess f_i(x) - hess f_1(x)||, f_1 being worker 0's; at most 2 delta.
     L_sample : smoothness of the least smooth single term of any f_i.
     sigma_star : sqrt((1/n) sum ||grad f_i(x*)||^2), how different the workers are at the solution.
     hessian_lipschitz : of the Hessian of f, in spectral norm.
@@ -99,6 +109,7 @@ class Constants:
     delta: Constant | None = None
     delta_server: Constant | None = None
     delta_mean: Constant | None = None
+    delta_first: Constant | None = None
     L_sample: Constant | None = None
     sigma_star: Constant | None = None
     hessian_lipschitz: Constant | None = None
@@ -117,7 +128,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Solution:
-    """A minimiser with its certificate: f(x) - f* <= gap."""
+    """A minimiser with its certificate: f(x) - f* <= gap. Of a variational problem ||x - x*||^2 <= gap."""
 
     x: Tensor
     value: float
@@ -138,7 +149,10 @@ class Calls:
 
     gradient_terms: int = 0
     hessian_terms: int = 0
-    server_terms: int = 0
+    product_terms: int = 0  # of Hessians with vectors; each costs about what a gradient costs
+    server_terms: int = 0  # gradients and products of the server's own copy
+    server_hessian_terms: int = 0
+    by_worker: np.ndarray | None = None  # gradients and products of each local worker, (local,), if somebody wants them
 
 
 class Oracles(ABC):
@@ -152,6 +166,7 @@ class Oracles(ABC):
     dtype: torch.dtype = torch.float64
     convex: bool = True
     regulariser: Regulariser | None = None  # what everyone adds to f; oracles are of the f_i alone
+    maximised: Tensor | None = None  # bool (*shape): where f is maximised; its gradients are then of the operator
 
     def __init__(self) -> None:
         self.calls = Calls()
@@ -169,8 +184,11 @@ class Oracles(ABC):
 
     def asked(self) -> Calls:
         """The calls so far, those of the server's own copy among them."""
-        server = self.server.calls.gradient_terms if "server" in vars(self) else 0
-        return dataclasses.replace(self.calls, server_terms=server)
+        if "server" not in vars(self):
+            return dataclasses.replace(self.calls)
+        own = self.server.calls
+        terms = own.gradient_terms + own.product_terms
+        return dataclasses.replace(self.calls, server_terms=terms, server_hessian_terms=own.hessian_terms)
 
     def forget_calls(self) -> None:
         """Counts calls from zero again."""
@@ -182,6 +200,11 @@ class Oracles(ABC):
     def d(self) -> int:
         """The number of coordinates of x."""
         return int(np.prod(self.shape))
+
+    @property
+    def variational(self) -> bool:
+        """Whether f is maximised over some coordinates: `gradients` are F_i = (grad_u f_i, -grad_w f_i) then."""
+        return self.maximised is not None
 
     def among(self, rows: np.ndarray) -> Oracles:
         """What some of the local workers can compute, as if they were all: row r of it is rows[r]. Calls are shared."""
@@ -209,6 +232,13 @@ class Oracles(ABC):
     def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
         raise ValueError(f"{type(self).__name__} has no Hessians; use a method that needs gradients only")
 
+    def _hessian_changes(self, x: Tensor, since: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        change = self._hessians(x, rows).sub_(since)
+        return change, fold.dots(change, change)
+
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
+        raise ValueError(f"{type(self).__name__} has no Hessian products; use a method that needs gradients only")
+
     def start(self) -> Tensor:
         """x^0, of shape `shape`."""
         return torch.zeros(self.shape, dtype=self.dtype)
@@ -228,6 +258,7 @@ class Oracles(ABC):
                 f"a minibatch of the rows {batch.rows.tolist()} for the rows {rows.tolist()}; give its rows"
             )
         self.calls.gradient_terms += self._terms(rows, batch)
+        self._note(rows, batch)
         return self._gradients(x, rows, batch)
 
     def hessians(self, x: Tensor, rows: np.ndarray | None = None) -> Tensor:
@@ -238,6 +269,26 @@ class Oracles(ABC):
         rows = self._rows(rows)
         self.calls.hessian_terms += self._terms(rows)
         return self._hessians(x, rows)
+
+    def hessian_changes(self, x: Tensor, since: Tensor, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """What `hessians` gives less `since`, (rows, d (d + 1) / 2) like it, and the squared norm of each row, (rows,).
+
+        For methods that learn Hessians: a problem may fuse the passes over memory. The first tensor is borrowed until
+        the next call and may be written to.
+        """
+        rows = self._rows(rows)
+        self.calls.hessian_terms += self._terms(rows)
+        return self._hessian_changes(x, since, rows)
+
+    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
+        """hess f_i(x) v for the rows, shape (rows, *shape); v is one (*shape) for all or one per row (rows, *shape).
+
+        No Hessian is formed: it costs about as much as a gradient. The caller owns it.
+        """
+        rows = self._rows(rows)
+        self.calls.product_terms += self._terms(rows)
+        self._note(rows)
+        return self._products(x, v, rows)
 
     def sample(self, keys: Keys, size: int, rows: np.ndarray | None = None) -> Batch:
         """A minibatch of `size` terms per row, drawn with replacement."""
@@ -263,6 +314,16 @@ class Oracles(ABC):
             return batch.indices.size
         return self._all_terms if rows is self._all_rows else int(self.terms()[rows].sum())
 
+    def _note(self, rows: np.ndarray, batch: Batch | None = None) -> None:
+        """Enters the terms that each worker looks at, where somebody wants to know."""
+        if self.calls.by_worker is not None:
+            terms = self.terms()[rows] if batch is None else batch.indices.shape[1]
+            np.add.at(self.calls.by_worker, self._of_block(rows), terms)
+
+    def _of_block(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as positions inside the block."""
+        return rows
+
 
 class _Among(Oracles):
     """The oracles of some rows of a block."""
@@ -271,6 +332,7 @@ class _Among(Oracles):
         super().__init__()
         self.block, self.shape, self.dtype, self.convex = whole.block, whole.shape, whole.dtype, whole.convex
         self.calls, self.regulariser, self._whole, self._chosen = whole.calls, whole.regulariser, whole, rows
+        self.maximised = whole.maximised
 
     @functools.cached_property
     def server(self) -> Oracles:
@@ -290,6 +352,9 @@ class _Among(Oracles):
     def start(self) -> Tensor:
         return self._whole.start()
 
+    def _of_block(self, rows: np.ndarray) -> np.ndarray:
+        return self._whole._of_block(self._chosen[rows])
+
     def _values(self, x: Tensor, rows: np.ndarray) -> Tensor:
         return self._whole._values(x, self._chosen[rows])
 
@@ -299,6 +364,12 @@ class _Among(Oracles):
 
     def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
         return self._whole._hessians(x, self._chosen[rows])
+
+    def _hessian_changes(self, x: Tensor, since: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self._whole._hessian_changes(x, since, self._chosen[rows])
+
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
+        return self._whole._products(x, v, self._chosen[rows])
 
 
 class Problem(Entry, ABC):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from laconic.core.problem import single_threaded
 from laconic.kernels import fold
+from laconic.kernels import svec as packed
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -51,9 +52,9 @@ def solve(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def svec_to_matrix(svec: Tensor, d: int) -> Tensor:
     """The symmetric (d, d) matrix of an svec: its upper triangle by rows, off-diagonals times sqrt(2)."""
-    upper = torch.triu_indices(d, d)
-    values = torch.where(upper[0] == upper[1], svec, svec / math.sqrt(2.0))
-    matrix = torch.empty(d, d, dtype=svec.dtype)
-    matrix[upper[0], upper[1]] = values
-    matrix[upper[1], upper[0]] = values
-    return matrix
+    return packed.matrix(svec, d)
+
+
+def svec_products(svecs: Tensor, x: Tensor) -> Tensor:
+    """H_i x per row, shape (rows, *shape), of the symmetric matrices with these svecs (rows, d (d + 1) / 2)."""
+    return packed.products(svecs, x.reshape(-1)).view(len(svecs), *x.shape)

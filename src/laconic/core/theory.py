@@ -7,13 +7,40 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from laconic.core import rows
+from laconic.core.delay import Delays
 from laconic.core.entry import Source
 from laconic.core.problem import Constant, Constants, Kind, Oracles, Problem, Solution
+
+
+class _Withheld(Constants):
+    """In the place of the constants of a function where there is none to minimise: whoever asks has no theorem."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name) if name.startswith("__") else _about_minimisation()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Withheld)
+
+    def __hash__(self) -> int:
+        return hash(_Withheld)
+
+    def __repr__(self) -> str:
+        return "withheld"
+
+
+def _about_minimisation() -> NoReturn:
+    raise NoTheorem(
+        "its theorem is about minimisation, and the problem is a variational inequality; give an explicit step, or use "
+        "a method for those, such as extragradient"
+    )
 
 
 @dataclass(frozen=True)
@@ -21,7 +48,11 @@ class Setting:
     """What a theorem is asked about: constants, workers, the shape of x, and terms per worker (fewest, most).
 
     `composite`: a regulariser is added to f, whose constants are those of f alone. `matrices` gives the smoothness
-    matrices (see `Problem.smoothness_matrices`) where somebody asks for them.
+    matrices (see `Problem.smoothness_matrices`) where somebody asks for them. `monotone` are the constants of a
+    variational problem, None of all others; whoever asks such a setting for `constants`, which theorems about
+    minimisation are made of, gets NoTheorem. Methods for operators ask for `operator`.
+    `delays` are those of the run's workers in virtual time, None where it has none. `solution` gives the minimiser to
+    methods that are told it (`newton_star`), which no method in earnest is.
     """
 
     constants: Constants
@@ -31,6 +62,9 @@ class Setting:
     convex: bool = True
     composite: bool = False
     matrices: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
+    monotone: Constants | None = None
+    delays: Delays | None = None
+    solution: Callable[[], Solution | None] | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def of(
@@ -40,15 +74,28 @@ class Setting:
         if terms is None:
             counts = oracles.terms()
             terms = int(counts.min()), int(counts.max())
+        constants = problem.constants(data_dir)
         return Setting(
-            problem.constants(data_dir),
+            _Withheld() if oracles.variational else constants,
             problem.n,
             oracles.shape,
             terms,
             oracles.convex,
             oracles.regulariser is not None,
             functools.partial(problem.smoothness_matrices, data_dir),
+            constants if oracles.variational else None,
+            solution=functools.partial(problem.solution, data_dir),
         )
+
+    @property
+    def variational(self) -> bool:
+        """Whether the problem is a variational inequality."""
+        return self.monotone is not None
+
+    @property
+    def operator(self) -> Constants:
+        """The constants of the operator: of F of a variational problem, of the gradient of any other."""
+        return self.constants if self.monotone is None else self.monotone
 
     @property
     def d(self) -> int:

@@ -15,6 +15,8 @@ import numba
 import numpy as np
 from numba import uint32, uint64
 
+from laconic.kernels.fold import apart
+
 LOGISTIC, SQUARES, SIGMOID = 0, 1, 2
 ROWS = 256  # rows whose inner products are taken before their slopes are, so that neither waits for the other
 LOG2_E, SHIFT = 1.4426950408889634, 6755399441055744.0  # 1.5 * 2^52
@@ -171,33 +173,50 @@ def _bend(x, l2, nonconvex):
     return l2 + nonconvex * (2.0 - 6.0 * square) / (1.0 + square) ** 3
 
 
-@numba.njit(cache=True, nogil=True)
-def hessians(low, high, rows, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
-    """out[r] = svec of hess f_i(x): the upper triangle by rows, off-diagonals times sqrt(2). Indices of a row ascend.
-
-    The triangle of one worker is filled by sparse outer products while it stays in cache.
-    """
+@numba.njit(inline="always")
+def _triangle(worker, starts, indptr, indices, data, labels, x, point, l2, nonconvex, loss, triangle):
+    """triangle = svec of hess f_i(x), by sparse outer products. Indices of a row ascend."""
     d = x.shape[1]
     root = math.sqrt(2.0)
+    triangle[:] = 0.0
+    count = starts[worker + 1] - starts[worker]
+    for row in range(starts[worker], starts[worker + 1]):
+        s = _dot(indptr, indices, data, row, x, point)
+        weight = _curvature(labels[row], s, loss) / count
+        end = indptr[row + 1]
+        for k in range(indptr[row], end):
+            i = np.int64(indices[k])
+            base = i * d - (i * (i + 1)) // 2
+            scaled = weight * _entry(data, k)
+            triangle[base + i] += scaled * _entry(data, k)
+            scaled *= root
+            for other in range(uint64(k + 1), uint64(end)):
+                triangle[uint64(base + indices[other])] += scaled * _entry(data, other)
+    for i in range(d):
+        triangle[i * d - (i * (i - 1)) // 2] += _bend(x[point, i], l2, nonconvex)
+
+
+@numba.njit(cache=True, nogil=True)
+def hessians(low, high, rows, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, out):
+    """out[r] = svec of hess f_i(x): the upper triangle by rows, off-diagonals times sqrt(2).
+
+    The triangle of one worker is filled while it stays in cache.
+    """
     for r in range(low, high):
-        worker, point = rows[r], r if x.shape[0] > 1 else 0
-        triangle = out[r]
-        triangle[:] = 0.0
-        count = starts[worker + 1] - starts[worker]
-        for row in range(starts[worker], starts[worker + 1]):
-            s = _dot(indptr, indices, data, row, x, point)
-            weight = _curvature(labels[row], s, loss) / count
-            end = indptr[row + 1]
-            for k in range(indptr[row], end):
-                i = np.int64(indices[k])
-                base = i * d - (i * (i + 1)) // 2
-                scaled = weight * _entry(data, k)
-                triangle[base + i] += scaled * _entry(data, k)
-                scaled *= root
-                for other in range(uint64(k + 1), uint64(end)):
-                    triangle[uint64(base + indices[other])] += scaled * _entry(data, other)
-        for i in range(d):
-            triangle[i * d - (i * (i - 1)) // 2] += _bend(x[point, i], l2, nonconvex)
+        point = r if x.shape[0] > 1 else 0
+        _triangle(rows[r], starts, indptr, indices, data, labels, x, point, l2, nonconvex, loss, out[r])
+
+
+@numba.njit(cache=True, nogil=True)
+def hessian_changes(
+    low, high, rows, starts, indptr, indices, data, labels, x, l2, nonconvex, loss, since, out, squares
+):
+    """out[r] = svec of hess f_i(x) less since[r], and squares[r] = ||out[r]||^2, while the triangle is in cache."""
+    fresh = np.empty(out.shape[1])
+    for r in range(low, high):
+        point = r if x.shape[0] > 1 else 0
+        _triangle(rows[r], starts, indptr, indices, data, labels, x, point, l2, nonconvex, loss, fresh)
+        squares[r] = apart(fresh, since[r], out[r])
 
 
 @numba.njit(cache=True, nogil=True)

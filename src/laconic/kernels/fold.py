@@ -43,29 +43,65 @@ def _fold_rows(low, high, values, scale, target):
             target[j] += scale * values[r, j]
 
 
+@numba.njit(inline="always")
+def product(a, b):
+    """<a, b> of two rows, in the order that this module gives dot products."""
+    d = len(a)
+    whole = d - d % LANES
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = a.dtype.type(0.0)
+    for j in range(0, whole, LANES):
+        s0 += a[j] * b[j]
+        s1 += a[j + 1] * b[j + 1]
+        s2 += a[j + 2] * b[j + 2]
+        s3 += a[j + 3] * b[j + 3]
+        s4 += a[j + 4] * b[j + 4]
+        s5 += a[j + 5] * b[j + 5]
+        s6 += a[j + 6] * b[j + 6]
+        s7 += a[j + 7] * b[j + 7]
+    lanes = (s0, s1, s2, s3, s4, s5, s6, s7)
+    total = a.dtype.type(0.0)
+    for lane in range(LANES):
+        part = lanes[lane]
+        if whole + lane < d:
+            part += a[whole + lane] * b[whole + lane]
+        total += part
+    return total
+
+
+@numba.njit(inline="always")
+def apart(a, b, out):
+    """out = a - b, and `product(out, out)`, in one pass."""
+    d = len(a)
+    whole = d - d % LANES
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = a.dtype.type(0.0)
+    for j in range(0, whole, LANES):
+        c0, c1, c2, c3 = a[j] - b[j], a[j + 1] - b[j + 1], a[j + 2] - b[j + 2], a[j + 3] - b[j + 3]
+        c4, c5, c6, c7 = a[j + 4] - b[j + 4], a[j + 5] - b[j + 5], a[j + 6] - b[j + 6], a[j + 7] - b[j + 7]
+        out[j], out[j + 1], out[j + 2], out[j + 3] = c0, c1, c2, c3
+        out[j + 4], out[j + 5], out[j + 6], out[j + 7] = c4, c5, c6, c7
+        s0 += c0 * c0
+        s1 += c1 * c1
+        s2 += c2 * c2
+        s3 += c3 * c3
+        s4 += c4 * c4
+        s5 += c5 * c5
+        s6 += c6 * c6
+        s7 += c7 * c7
+    lanes = (s0, s1, s2, s3, s4, s5, s6, s7)
+    total = a.dtype.type(0.0)
+    for lane in range(LANES):
+        part = lanes[lane]
+        if whole + lane < d:
+            out[whole + lane] = a[whole + lane] - b[whole + lane]
+            part += out[whole + lane] * out[whole + lane]
+        total += part
+    return total
+
+
 @numba.njit(cache=True, nogil=True)
 def _dots(low, high, a, b, out):
-    d = a.shape[1]
-    whole = d - d % LANES
     for r in range(low, high):
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = a.dtype.type(0.0)
-        for j in range(0, whole, LANES):
-            s0 += a[r, j] * b[r, j]
-            s1 += a[r, j + 1] * b[r, j + 1]
-            s2 += a[r, j + 2] * b[r, j + 2]
-            s3 += a[r, j + 3] * b[r, j + 3]
-            s4 += a[r, j + 4] * b[r, j + 4]
-            s5 += a[r, j + 5] * b[r, j + 5]
-            s6 += a[r, j + 6] * b[r, j + 6]
-            s7 += a[r, j + 7] * b[r, j + 7]
-        lanes = (s0, s1, s2, s3, s4, s5, s6, s7)
-        total = a.dtype.type(0.0)
-        for lane in range(LANES):
-            part = lanes[lane]
-            if whole + lane < d:
-                part += a[r, whole + lane] * b[r, whole + lane]
-            total += part
-        out[r] = total
+        out[r] = product(a[r], b[r])
 
 
 def _fast(tensor: Tensor) -> bool:

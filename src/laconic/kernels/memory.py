@@ -47,3 +47,13 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if nbytes < LARGE:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(np.asarray(_Lease(nbytes))).view(dtype).view(shape)
+
+
+def gathered(v: Tensor, rows: Tensor) -> Tensor:
+    """v[rows] of a CPU tensor."""
+    return torch.index_select(v, 0, rows, out=empty((len(rows), *v.shape[1:]), v.dtype))
+
+
+def copied(v: Tensor) -> Tensor:
+    """A copy of a CPU tensor."""
+    return empty(tuple(v.shape), v.dtype).copy_(v)

@@ -47,20 +47,6 @@ def _bound_by_lanes(row, k, lanes):
 
 
 @numba.njit(cache=True, nogil=True)
-def _bound_by_sample(row, mask, k, sample):
-    """A magnitude that most probably at least k entries reach."""
-    d, m = len(row), len(sample)
-    expected = k * m / d
-    rank = int(expected + 4.0 * np.sqrt(expected)) + 4
-    if d < 4 * m or rank >= m:
-        return uint64(0)
-    for j in range(m):
-        sample[j] = uint64(row[j * d // m]) & mask
-    sample.sort()
-    return sample[m - 1 - rank]
-
-
-@numba.njit(cache=True, nogil=True)
 def _candidates(row, mask, least, positions, pool):
     """Positions and magnitudes of the entries of at least a magnitude, in order; how many there are."""
     found = 0
@@ -106,6 +92,19 @@ def _threshold(pool, size, width, k, counts):
 
 
 @numba.njit(cache=True, nogil=True)
+def _bound_by_sample(row, mask, width, k, sample, counts):
+    """A magnitude that most probably at least k entries reach."""
+    d, m = len(row), len(sample)
+    expected = k * m / d
+    rank = int(expected + 4.0 * np.sqrt(expected)) + 4
+    if d < 4 * m or rank >= m:
+        return uint64(0)
+    for j in range(m):
+        sample[j] = uint64(row[j * d // m]) & mask
+    return _threshold(sample, m, width, rank + 1, counts)[0]
+
+
+@numba.njit(cache=True, nogil=True)
 def _drop(positions, pool, size):
     """Drops the least of the candidates, of equals the last."""
     least = 0
@@ -136,7 +135,7 @@ def _largest(low, high, a, patterns, b, sign, mask, width, k, out, values):
             lanes[-1] = _bound_by_lanes(numbers, k, lanes[:-1])
             bound = uint64(pattern[-1])
         else:
-            bound = _bound_by_sample(row, mask, k, sample)
+            bound = _bound_by_sample(row, mask, width, k, sample, counts)
         size = _candidates(row, mask, max(bound, uint64(1)), positions, pool)
         if size < k and bound > 1:
             size = _candidates(row, mask, uint64(1), positions, pool)
@@ -152,15 +151,15 @@ def _largest(low, high, a, patterns, b, sign, mask, width, k, out, values):
             threshold = uint64(0)
         else:
             threshold, equal = _threshold(pool, size, width, k, counts)
-        found = 0
-        for i in range(size):
+        found = i = 0
+        while found < k:  # every candidate is written, and overwritten by the next one unless it is kept
             j = positions[i]
             magnitude = uint64(row[j]) & mask
-            if magnitude > threshold or (magnitude == threshold and equal > 0):
-                equal -= magnitude == threshold
-                out[r, found] = j
-                values[r, found] = row[j]
-                found += 1
+            at_threshold = magnitude == threshold
+            out[r, found], values[r, found] = j, row[j]
+            found += (magnitude > threshold) | (at_threshold & (equal > 0))
+            equal -= at_threshold
+            i += 1
 
 
 def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:

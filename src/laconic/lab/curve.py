@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laconic.core.delay import Delays
 from laconic.core.problem import Solution
 from laconic.core.theory import Guarantee
 from laconic.lab import trace
@@ -20,9 +21,11 @@ from laconic.lab.average import Average
 from laconic.lab.clock import Stopwatch
 from laconic.lab.evaluate import Evaluation, Party, Work, evaluate, work
 from laconic.lab.plan import Limits
+from laconic.lab.remarks import Remark, Remarks, counted, gather, merged, of_plain, plain
 from laconic.lab.settle import Entrant
 from laconic.lab.snapshot import COMPRESSORS, METHOD, capture, put_back
 from laconic.lab.store import Checkpoint
+from laconic.lab.virtual import VirtualTime
 from laconic.runtime.base import Runtime
 from laconic.runtime.network import Clock, Network
 
@@ -57,11 +60,12 @@ class Tally:
     def __init__(self) -> None:
         self.flights = self.peak = 0
 
-    def __call__(self, up: np.ndarray | None, down: np.ndarray | None) -> None:
-        largest = max((int(side.max()) for side in (up, down) if side is not None), default=0)
-        if largest > 0:
-            self.flights += 1
-            self.peak += largest
+    def __call__(self, up: np.ndarray | None, down: np.ndarray | None, returned: np.ndarray | None = None) -> None:
+        for sides in ((up, down), (returned,)):  # what all-reduces return is on its way once everything is up
+            largest = max((int(side.max()) for side in sides if side is not None), default=0)
+            if largest > 0:
+                self.flights += 1
+                self.peak += largest
 
 
 @dataclass
@@ -85,17 +89,21 @@ class Curve:
     solution: Solution | None
     record: Callable[[trace.Row, list[float]], None]
     pause: Callable[[Curve], None]
+    delays: Delays | None = None
     iteration: int = 0
     reason: str = ""
     _first: Evaluation | None = None
     _last: Evaluation | None = None
     _recorded: Recorded = Recorded(-1, -1)
     _done_before: Work = field(default_factory=Work)
+    _remarked_before: Remarks = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clocks: list[Clock] = [network.clock(self.runtime.n) for network in self.networks]
         self.tally = Tally()
         self.stopwatch = Stopwatch()
+        self.virtual = VirtualTime(self.delays, self.seed, self.runtime)
         guarantee = self.entrant.guarantee
         weight = None if guarantee is None or self.solution is None else guarantee.average
         self.average = None if weight is None else Average(weight)
@@ -103,7 +111,20 @@ class Curve:
     # ---- running ------------------------------------------------------------------------------------------------
 
     def run(self, checkpoint: Checkpoint | None = None) -> Stop:
-        """To the end; returns why it ended."""
+        """To the end; returns why it ended. `remarks` and, where it diverged, `reason` say more."""
+        stop = self._to_the_end(checkpoint)
+        remarked = self._remarked()
+        if stop is Stop.DIVERGED:
+            last = [text for text, numbers in sorted(remarked.items()) if self.iteration in numbers]
+            self.reason = "; ".join(filter(None, [self.reason, *last, self.entrant.suspicion]))
+        self.remarks = counted(remarked)
+        return stop
+
+    def _remarked(self) -> Remarks:
+        """What all parties remarked so far."""
+        return merged(self._remarked_before, self.runtime.drive(*[gather(party.link) for party in self.parties])[0])
+
+    def _to_the_end(self, checkpoint: Checkpoint | None) -> Stop:
         if checkpoint is None:
             self._begin()
         else:
@@ -136,7 +157,7 @@ class Curve:
     def _init(self) -> None:
         for party in self.parties:
             party.link.begin(0)
-        with self.stopwatch.running():
+        with self.virtual.passing(0, self.parties), self.stopwatch.running():
             states = self.runtime.drive(*[self.entrant.method.init(p.oracles, p.link) for p in self.parties])
         for party, state in zip(self.parties, states, strict=True):
             party.state = state
@@ -146,7 +167,7 @@ class Curve:
         method = self.entrant.method
         for party in self.parties:
             party.link.begin(self.iteration)
-        with self.stopwatch.running():
+        with self.virtual.passing(self.iteration, self.parties), self.stopwatch.running():
             states = self.runtime.drive(*[method.iterate(p.state, p.oracles, p.link) for p in self.parties])
         for party, state in zip(self.parties, states, strict=True):
             party.state = state
@@ -202,7 +223,7 @@ class Curve:
         if seen.culprit or not abs(seen.f) <= BLOWN_UP * max(1.0, abs(self._first.f)):
             self.reason = f"{seen.culprit or f'f(x) = {seen.f:.3g}'} at round {self.runtime.ledger.rounds}"
             return Stop.DIVERGED
-        if self.limits.until is not None and seen.gap <= self.limits.until:
+        if self.limits.until is not None and seen.measure <= self.limits.until:
             return Stop.UNTIL
         return stop
 
@@ -236,8 +257,11 @@ class Curve:
             messages=ledger.messages_up + ledger.messages_down,
             gradients=done.gradient_terms / self.terms,
             hessians=done.hessian_terms / self.terms,
+            products=done.product_terms / self.terms,
             server_gradients=done.server_terms * self.runtime.n / self.terms,
+            server_hessians=done.server_hessian_terms * self.runtime.n / self.terms,
             compute_seconds=self.stopwatch.seconds,
+            virtual_seconds=self._virtual_seconds(),
             flights=self.tally.flights,
             peak=self.tally.peak,
             f=seen.f,
@@ -249,6 +273,10 @@ class Curve:
             bound=self._bound(self.entrant.guarantee),
             status=status,
         )
+
+    def _virtual_seconds(self) -> float:
+        own = self.entrant.method.virtual_seconds(self.parties[0].state)
+        return self.virtual.seconds if own is None else own
 
     def _bound(self, guarantee: Guarantee | None) -> float:
         if guarantee is None or guarantee.rate is None or guarantee.gap_factor is None or self._first is None:
@@ -266,6 +294,7 @@ class Curve:
             "status": stop.status,
             "stopped_by": stop.name.lower(),
             "reason": self.reason or None,
+            "remarks": {one.text: {"count": one.count, "worst": trace.finite(one.worst)} for one in self.remarks},
             "iterations": self.iteration,
             "rounds": ledger.rounds,
             "uplink_bytes": float(ledger.uplink.mean()),
@@ -275,6 +304,7 @@ class Curve:
             "messages": ledger.messages_up + ledger.messages_down,
             "transport_bytes": {"payload": ledger.transport.payload, "framing": ledger.transport.framing},
             "compute_seconds": self.stopwatch.seconds,
+            "virtual_seconds": trace.finite(self._virtual_seconds()),
             "seconds": {
                 n.name: c.seconds + self.stopwatch.seconds for n, c in zip(self.networks, self.clocks, strict=True)
             },
@@ -293,6 +323,7 @@ class Curve:
         tensors |= {f"ledger/{name}": value for name, value in self.runtime.ledger.state().items()}
         if self.average is not None:
             tensors |= self.runtime.drive(*[self.average.capture(party.link) for party in self.parties])[0]
+        tensors |= {f"virtual/{name}": value for name, value in self.virtual.state().items()}
         for place, clock in enumerate(self.clocks):
             tensors |= {f"clock{place}/{name}": value for name, value in clock.state().items()}
         facts = {
@@ -300,6 +331,7 @@ class Curve:
             "seed": self.seed,
             "iteration": self.iteration,
             "work": vars(done),
+            "remarks": plain(self._remarked()),
             "compute_seconds": self.stopwatch.seconds,
             "flights": self.tally.flights,
             "peak": self.tally.peak,
@@ -321,6 +353,8 @@ class Curve:
         for place, clock in enumerate(self.clocks):
             prefix = f"clock{place}/"
             clock.load({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        virtual = {k.removeprefix("virtual/"): v for k, v in tensors.items() if k.startswith("virtual/")}
+        self.virtual.load(virtual)
         if self.average is not None:
             self.average.load(tensors, self.parties[0].link, self.point())
         self.tally.flights, self.tally.peak = facts["flights"], facts["peak"]
@@ -329,6 +363,7 @@ class Curve:
         self.iteration, self._recorded = facts["iteration"], Recorded(*facts["recorded"])
         self._first, self._last = _evaluation(facts["first"]), _evaluation(facts["last"])
         self._done_before = Work(**facts["work"])
+        self._remarked_before = of_plain(facts.get("remarks", {}))
         self._reset_calls()
 
 

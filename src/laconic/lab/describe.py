@@ -20,7 +20,7 @@ from laconic.lab.settle import guarantee_record
 
 KINDS = (
     "problem", "regulariser", "method", "mechanism", "broadcast", "schedule", "compressor", "estimator", "domain",
-    "recipe",
+    "delay", "reference", "recipe",
 )  # fmt: skip
 REFERENCE = "logistic(l2=1e-3, workers=10)"  # the problem for which `show` works a guarantee out
 SHAPE = (1000, 10)  # d and n for which `show` works a claim out
@@ -88,7 +88,17 @@ def showing(name: str) -> dict[str, Any]:
         found["guarantee"] = _guarantee(instance)
     if isinstance(instance, Problem):
         found["workers"] = instance.n
+        found["constants"] = _constants(instance)
     return found
+
+
+def _constants(problem: Problem) -> list[dict[str, Any]] | str:
+    """Every known constant with its kind and how it was found; why not, where the data are not there."""
+    try:
+        known = problem.constants().named()
+    except (ValueError, OSError) as error:
+        return _one_line(str(error))
+    return [{"name": name, "value": c.value, "kind": c.kind.value, "how": c.how} for name, c in known.items()]
 
 
 def _parameter(one: Parameter) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Party:
 class Evaluation:
     """A point as the trace sees it; NaN where something is not known.
 
-    With a regulariser r, f and gap are those of f + r, and grad_norm2 that of its shortest subgradient.
+    With a regulariser r, f and gap are those of f + r, and grad_norm2 that of its shortest subgradient. A variational
+    problem has no gap: f is the function of its saddle point, grad_norm2 is ||F||^2.
 
     `culprit` names a worker whose value or gradient is not finite.
     """
@@ -51,6 +52,11 @@ class Evaluation:
     lyapunov: float
     culprit: str = ""
 
+    @property
+    def measure(self) -> float:
+        """What is to vanish where x* is known: the gap, or ||x - x*||^2 where there is none."""
+        return self.distance2 if math.isnan(self.gap) else self.gap
+
 
 @dataclass(frozen=True)
 class Work:
@@ -58,7 +64,9 @@ class Work:
 
     gradient_terms: int = 0
     hessian_terms: int = 0
+    product_terms: int = 0
     server_terms: int = 0
+    server_hessian_terms: int = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -83,9 +91,10 @@ async def evaluate(party: Party, point: Tensor, solution: Solution | None, guara
     grad_norm2 = rows.square(least.double())
     gap = distance2 = lyapunov = math.nan
     if solution is not None:
-        gap = await _gap(party, x, f, solution)
+        gap = math.nan if oracles.variational else await _gap(party, x, f, solution)
         distance2 = rows.square((x - solution.x).double())
-        if guarantee is not None and guarantee.lyapunov is not None and math.isfinite(gap):
+        known = math.isfinite(f if oracles.variational else gap)
+        if guarantee is not None and guarantee.lyapunov is not None and known:
             lyapunov = await _lyapunov(party, guarantee, Snapshot(x, gap, gradient, party.state, oracles, solution))
     oracles.calls = before
     culprit = "" if math.isfinite(f) and math.isfinite(grad_norm2) else _culprit(values, gradients)
@@ -136,9 +145,11 @@ async def survey(party: Party) -> tuple[int, int, int]:
 async def work(party: Party) -> Work:
     """What the oracles of all parties were asked since their calls were last reset."""
     calls = party.oracles.asked()
-    counts = torch.zeros(party.link.block.size, 2, dtype=torch.float64)
+    counts = torch.zeros(party.link.block.size, 3, dtype=torch.float64)
     if party.link.block.size:
-        counts[0] = torch.tensor([calls.gradient_terms, calls.hessian_terms], dtype=torch.float64)
+        asked = [calls.gradient_terms, calls.hessian_terms, calls.product_terms]
+        counts[0] = torch.tensor(asked, dtype=torch.float64)
     everyone = (await party.link.look(counts)).sum(dim=0)
-    server = await party.link.show(torch.tensor(float(calls.server_terms), dtype=torch.float64))
-    return Work(int(everyone[0]), int(everyone[1]), int(server))
+    own = torch.tensor([calls.server_terms, calls.server_hessian_terms], dtype=torch.float64)
+    server = await party.link.show(own)
+    return Work(*(int(count) for count in (*everyone, *server)))

@@ -106,7 +106,7 @@ def base_of(method: Method, setting: Setting) -> Base:
         return Base("theorem", None)
     except NoTheorem as error:
         why = str(error)
-    unit = 1.0 / float(setting.constants.L)
+    unit = 1.0 / float(setting.operator.L)
     _with_step(method, unit).settled(setting)  # what is still open then is said by itself
     return Base("1/L", unit, why)
 

@@ -72,6 +72,8 @@ def _head(section: Section) -> str:
     known = (
         "no reference solution: figures show ‖∇f(x)‖²"
         if solution is None
+        else f"a saddle point, x* to {math.sqrt(solution['gap']):.1e}: figures show ‖x − x*‖²"
+        if solution["value"] is None
         else f"f* = {solution['value']:.10g} to {solution['gap']:.1e}, gaps to {solution['accuracy']:.1e}"
     )
     chosen = ", ".join(f"{name} = {value}" for name, value in problem["parameters"].items())
@@ -173,7 +175,8 @@ def _results(section: Section) -> str:
         key = f"<span class='key' style='background:{style(place).colour}'></span>"
         rows.append([f"{key}<code>{method}</code>", *others])
     titles = [_e(title) for title in headings(section.figures[0].measure)]
-    return "<h3>Results</h3>" + _table(titles, rows, range(1, 6))
+    remarks = "".join(f"<p class='note'>{_e(remark)}.</p>" for remark in section.document["remarks"])
+    return "<h3>Results</h3>" + _table(titles, rows, range(1, 6)) + remarks
 
 
 def _methods(section: Section) -> str:

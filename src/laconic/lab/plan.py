@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laconic.core.delay import Delays
 from laconic.core.entry import Entry
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method
@@ -25,7 +26,7 @@ WIRES = ("counted", "encoded")
 # the options of `laconic run`, which are also the keys of its TOML file
 KEYS = (
     "problem", "method", "rounds", "iterations", "until", "budget", "every", "seed", "seeds", "network", "topology",
-    "wire", "out", "resume", "data_dir",
+    "wire", "delays", "out", "resume", "data_dir",
 )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ class Plan:
     networks: tuple[Network, ...] = ()
     topology: str = "replicated"
     wire: str = "counted"
+    delays: Delays | None = None
     data_dir: Path | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Plan:
             "networks": [network.record() for network in self.networks],
             "topology": self.topology,
             "wire": self.wire,
+            **({} if self.delays is None else {"delays": str(self.delays)}),
         }
 
 
@@ -99,6 +102,7 @@ def plan(
     network: str | Network | Sequence[str | Network] = (),
     topology: str = "replicated",
     wire: str = "counted",
+    delays: str | Delays | None = None,
     data_dir: str | Path | None = None,
 ) -> Plan:
     """A checked plan. Raises ValueError for anything that is out of its range."""
@@ -122,6 +126,7 @@ def plan(
         networks=networks,
         topology=topology,
         wire=wire,
+        delays=None if delays is None else _delays(delays),
         data_dir=None if data_dir is None else Path(data_dir),
     )
 
@@ -130,6 +135,13 @@ def _problem(given: str | Problem) -> Problem:
     found = parse(given) if isinstance(given, str) else given
     if not isinstance(found, Problem):
         raise ValueError(f"{given} is {_kind(found)}, not a problem; `laconic list problem` shows them")
+    return found
+
+
+def _delays(given: str | Delays) -> Delays:
+    found = parse(given) if isinstance(given, str) else given
+    if not isinstance(found, Delays):
+        raise ValueError(f"{given} is {_kind(found)}, no model of delays; `laconic list delay` shows them")
     return found
 
 

@@ -49,7 +49,8 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
 
 
 def _word(figure: Figure) -> str:
-    return "gap" if figure.measure.startswith("f(x)") else "gradient"
+    names = {"f(x)": "gap", "‖x": "distance"}
+    return next((name for start, name in names.items() if figure.measure.startswith(start)), "gradient")
 
 
 def save(canvas: Canvas, stem: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import sys
@@ -28,10 +29,15 @@ def problem_record(problem: Problem, shape: tuple[int, ...], terms: int, constan
     }
 
 
-def solution_record(solution: Solution | None, stable: bool) -> dict[str, float] | None:
-    """`gap` certifies f*. `accuracy` is what can be told of f(x) - f*, which cancels unless it is `stable`."""
+def solution_record(solution: Solution | None, stable: bool) -> dict[str, float | None] | None:
+    """`gap` certifies f*. `accuracy` is what can be told of f(x) - f*, which cancels unless it is `stable`.
+
+    Of a saddle point `value` is None, and both are of ||x - x*||^2.
+    """
     if solution is None:
         return None
+    if not math.isfinite(solution.value):
+        return {"value": None, "gap": solution.gap, "accuracy": solution.gap}
     rounding = 0.0 if stable else 4.0 * sys.float_info.epsilon * abs(solution.value)
     return {"value": solution.value, "gap": solution.gap, "accuracy": solution.gap + rounding}
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from laconic.lab.page import Section, page
 from laconic.lab.plots import draw
+from laconic.lab.remarks import line
 from laconic.lab.run import Runs
 from laconic.lab.series import MEASURES, accuracy, axes, figure, measure_of, price
 from laconic.lab.store import write_atomically
@@ -109,7 +110,7 @@ def _merge(group: Sequence[Runs]) -> _Merged:
 
 def _section(group: Sequence[Runs], chosen: Network | None, asked: str | None) -> tuple[Section, str]:
     merged = _merge(group)
-    document = {**group[0].document, "methods": merged.methods}
+    document = {**group[0].document, "methods": merged.methods, "remarks": _remarks(group)}
     frame = merged.frame
     if frame.empty:
         raise ValueError(f"{group[0].path} has recorded nothing yet; let the run go on with --resume")
@@ -123,6 +124,16 @@ def _section(group: Sequence[Runs], chosen: Network | None, asked: str | None) -
     rows = summarise(frame, steps, network, measure, floor)
     sources = [str(one.path.name) for one in group if one.path is not None]
     return Section(document["problem"]["spec"], document, figures, rows, sources), measure
+
+
+def _remarks(group: Sequence[Runs]) -> list[str]:
+    """What curves remarked, one line each."""
+    return [
+        f"{result['method']} (seed {result['seed']}): {line(text, found['count'], found['worst'])}"
+        for one in group
+        for result in one.results
+        for text, found in result.get("remarks", {}).items()
+    ]
 
 
 def _network(group: Sequence[Runs], chosen: Network | None) -> str | None:

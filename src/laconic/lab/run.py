@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from laconic.core.delay import Delays
 from laconic.core.problem import Constants, Oracles, Problem, Solution
 from laconic.core.theory import Setting
 from laconic.lab.curve import Curve, Stop
@@ -99,6 +101,7 @@ def run(
     network: str | Network | Sequence[str | Network] = NETWORK,
     topology: str = "replicated",
     wire: str = "counted",
+    delays: str | Delays | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     data_dir: str | Path | None = None,
@@ -114,8 +117,8 @@ def run(
     methods : specs or Methods, several in a list; (label, spec) pairs or a dict of specs by label name them.
         A mechanism means gradient descent with it.
     rounds, iterations, until, budget : when a curve ends: rounds of communication, iterations of the method, the gap
-        f(x) - f* to reach, mean uplink bytes per worker. The first that is met ends it; without a bound on rounds,
-        iterations or bytes it is 1000 rounds.
+        f(x) - f* to reach (of a saddle point ||x - x*||^2), mean uplink bytes per worker. The first that is met ends
+        it; without a bound on rounds, iterations or bytes it is 1000 rounds.
     every : the trace evaluates f and its gradient at x^0, whenever `every` iterations and at least one round have
         passed since (iterations without communication leave the server's x as it was), and at the end.
     seeds : the seeds, or how many of them.
@@ -123,6 +126,8 @@ def run(
     topology : "replicated" (every process does the server's part) or "star" (one does; in a single process this is
         the debug link).
     wire : "counted" (exact sizes are computed) or "encoded" (every message is packed to bytes and read back).
+    delays : how long workers take for a gradient, such as "fixed_delay((1, 2, 5))": what asynchronous methods run by
+        that say nothing else, and all others are priced by in the trace's `virtual_seconds`.
     out : the run directory to write; without it everything stays in memory.
     resume : go on with the run in `out`. It must be the same run; the number of processes may differ.
     data_dir : where LIBSVM files are; else the environment's LACONIC_DATA.
@@ -141,7 +146,7 @@ def run(
     limits = Limits.make(rounds, iterations, until, budget)
     what = plan(
         problem, methods, limits=limits, every=every, seeds=seeds, network=network, topology=topology, wire=wire,
-        data_dir=data_dir,
+        delays=delays, data_dir=data_dir,
     )  # fmt: skip
     if resume and out is None:
         raise ValueError("run(resume=True) : resume needs out, the directory of the run to go on with")
@@ -196,7 +201,10 @@ class _Session:
                 "limit rounds, iterations or budget instead"
             )
         oracles = parties[0].oracles
-        setting = Setting.of(problem, oracles, (fewest, most), data_dir)
+        delays = self.plan.delays
+        setting = dataclasses.replace(Setting.of(problem, oracles, (fewest, most), data_dir), delays=delays)
+        if delays is not None:
+            delays.bounds(problem.n)  # those of another number of workers are an error now, not after the first curve
         self.entrants: list[Entrant] = [settle(named, setting) for named in self.plan.methods]
         for network in self.plan.networks:
             network.clock(problem.n)  # a missing line is an error now, not after the first curve
@@ -303,6 +311,7 @@ class _Session:
             terms=self.terms,
             shares_decisions=self.plan.topology == "star",
             solution=self.solution,
+            delays=self.plan.delays,
             record=record,
             pause=self._pauser(runtime),
         )
@@ -310,6 +319,9 @@ class _Session:
         self.results.append(curve.result(stop))
         if stop is Stop.DIVERGED and runtime.leader:
             _say(f"{entrant.label} (seed {seed}) diverged: {curve.reason}")
+        if runtime.leader:
+            for remark in curve.remarks:
+                _say(f"{entrant.label} (seed {seed}): {remark}")
         self._write()
 
     def _checkpoint_of(self, label: str, seed: int) -> Checkpoint | None:

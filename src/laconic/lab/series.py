@@ -18,6 +18,7 @@ MEASURES = {
     "gap": "f(x) − f*",
     "gap_average": "f(x) − f* at the weighted average",
     "grad_norm2": "‖∇f(x)‖²",
+    "distance2": "‖x − x*‖²",
 }  # columns that may be drawn, with their labels
 _SPREAD = 8.0  # an axis on which methods end this many times apart is logarithmic
 
@@ -59,17 +60,21 @@ class Figure:
 
 
 def measure_of(frame: pd.DataFrame, asked: str | None = None) -> tuple[str, str]:
-    """Column and label of what converges: the gap, or the squared gradient norm where f* is not known.
+    """Column and label of what converges: the gap, of a saddle point the distance, or else the gradient norm squared.
 
     Raises ValueError where another measure is asked for and the trace knows nothing of it.
     """
     if asked is None:
-        asked = "gap" if np.isfinite(numbers(frame, "gap")).any() else "grad_norm2"
+        asked = next((name for name in ("gap", "distance2") if _known(frame, name)), "grad_norm2")
     elif asked not in MEASURES:
         raise ValueError(f"report(measure={asked!r}) : measure must be one of {', '.join(map(repr, MEASURES))}")
-    elif asked not in frame or not np.isfinite(numbers(frame, asked)).any():
+    elif not _known(frame, asked):
         raise ValueError(f"report(measure={asked!r}) : the trace has no value of it; leave measure out")
     return asked, MEASURES[asked]
+
+
+def _known(frame: pd.DataFrame, name: str) -> bool:
+    return name in frame and bool(np.isfinite(numbers(frame, name)).any())
 
 
 def price(frame: pd.DataFrame, networks: Sequence[Network]) -> pd.DataFrame:
@@ -84,7 +89,7 @@ def price(frame: pd.DataFrame, networks: Sequence[Network]) -> pd.DataFrame:
 
 
 def axes(frame: pd.DataFrame, network: str | None) -> list[Axis]:
-    """Rounds, uplink bytes per worker, and seconds on a network where one is given."""
+    """Rounds, uplink bytes per worker, seconds on a network where one is given, and virtual time where it is known."""
     largest = float(numbers(frame, "uplink").max())
     unit, name = next(((size, name) for size, name in _BYTES if largest >= size), (1.0, "B"))
     found = [
@@ -95,6 +100,9 @@ def axes(frame: pd.DataFrame, network: str | None) -> list[Axis]:
         column = seconds_column(network)
         label = f"simulated time at {network.replace(',', ', ')} [s]"
         found.append(Axis("seconds", label, column, 1.0, _spread(frame, column)))
+    if "virtual_seconds" in frame and np.isfinite(numbers(frame, "virtual_seconds")).any():
+        label = "virtual time [s]"
+        found.append(Axis("virtual", label, "virtual_seconds", 1.0, _spread(frame, "virtual_seconds")))
     return found
 
 

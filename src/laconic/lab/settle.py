@@ -19,7 +19,7 @@ class Entrant:
     """A method ready to run.
 
     `step_kind` is "theorem", a multiple such as "4x theorem", "explicit" (a number that a theorem covers) or
-    "no theorem" (a number that none covers; `why` says why).
+    "no theorem" (a number that none covers; `why` says why). `suspicion` is what the method suspects should it diverge.
     """
 
     label: str
@@ -29,6 +29,7 @@ class Entrant:
     step: float | None
     step_kind: str
     why: str = ""
+    suspicion: str = ""
 
     def record(self) -> dict[str, Any]:
         """Plain values for run.json."""
@@ -80,7 +81,8 @@ def settle(named: Named, setting: Setting) -> Entrant:
         kind = THEOREM if asked is None else EXPLICIT
     if step is None and guarantee is not None:
         step = finite(guarantee.step)
-    return Entrant(named.label, named.given, method, guarantee, None if step is None else float(step), kind, why)
+    number = None if step is None else float(step)
+    return Entrant(named.label, named.given, method, guarantee, number, kind, why, method.suspect(setting))
 
 
 def _step(method: Method) -> Any:

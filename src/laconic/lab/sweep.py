@@ -229,7 +229,7 @@ def look(field: Field, x: Stack) -> list[Evaluation]:
     found = []
     for point, square in zip(x.data, squares, strict=True):
         f, gap = mean(oracles.values(point)), math.nan
-        if solution is not None:
+        if solution is not None and not oracles.variational:
             exact = isinstance(oracles, Excess) and math.isfinite(f)
             gap = mean(oracles.excess(point, solution)) if exact else f - solution.value  # type: ignore[attr-defined]
         culprit = "" if math.isfinite(f) and math.isfinite(square) else "f or its gradient is not finite"

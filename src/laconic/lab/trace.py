@@ -23,9 +23,12 @@ class Row:
 
     uplink, downlink : mean bytes per worker; the `_max` columns are the worker's who sent or received most.
     messages : both directions, all workers.
-    gradients, hessians : full passes over the data per worker (one full gradient of every worker is 1).
-    server_gradients : the same for the server's own oracle.
+    gradients, hessians, products : full passes over the data per worker (one full gradient of every worker is 1); a
+        product of the Hessian with a vector is a pass of its own.
+    server_gradients, server_hessians : the same for the server's own oracle, whose products are among its gradients.
     compute_seconds : measured, all of this process' workers one after the other, without evaluation and compilation.
+    virtual_seconds : the virtual time of an asynchronous method's queue; of others, where the run has delays, what
+        their workers take for gradients and products, the slowest one in each round (see `laconic.lab.virtual`).
     flights, peak : flights, and the sum over flights of the largest message in bytes: what any network of equal lines
         needs to price the run.
     f, gap, grad_norm2, distance2 : f(x), f(x) - f*, ||grad f(x)||^2, ||x - x*||^2.
@@ -44,8 +47,11 @@ class Row:
     messages: int
     gradients: float
     hessians: float
+    products: float
     server_gradients: float
+    server_hessians: float
     compute_seconds: float
+    virtual_seconds: float
     flights: int
     peak: int
     f: float
@@ -59,7 +65,8 @@ class Row:
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-ADDED = ("gap_average",)  # columns that runs of older versions lack, where nothing is known of them
+# columns that runs of older versions lack, where nothing is known of them
+ADDED = ("gap_average", "products", "server_hessians", "virtual_seconds")
 COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Row)}
 
 

@@ -121,7 +121,8 @@ def tune(
     problem, methods : as of `laconic.run`. A method's spec may hold sets of values in braces, such as
         "ef21(topk(k={1, 10, 100}))"; every combination is tried. The stepsize that a spec names is the base of the
         multiples; without one it is the theorem's, and where there is no theorem 1 / L.
-    target : the gap to reach (of problems without a known f*: ||grad f||^2); best is then the fewest uplink bytes.
+    target : the gap to reach (where f* is not known, or there is none: ||grad f||^2); best is then the fewest uplink
+        bytes.
         Without a target, best is the smallest mean of log10 of the gap over the last 90% of what was recorded.
     rounds, iterations, budget : when a curve ends, as of `laconic.run`.
     multipliers : of the base stepsize: numbers, or text such as "2^-3..2^8", the default.
@@ -163,7 +164,8 @@ def tune(
         raise ValueError(f"{problem} is not a problem; `laconic list problem` shows them")
     combinations = [(label, points(spec, grid)) for label, spec in _labelled(methods)]
     ground = Field.of(given, None if data_dir is None else Path(data_dir))
-    limits = _limits(rounds, iterations, judge.until if ground.solution is not None else None, budget)
+    gaps = ground.solution is not None and not ground.setting.variational
+    limits = _limits(rounds, iterations, judge.until if gaps else None, budget)
     if every is None:
         every = max(1, (limits.rounds or limits.iterations or 10 * EVALUATIONS) // EVALUATIONS)
     _counted(every, "every", 1)

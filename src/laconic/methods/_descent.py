@@ -143,11 +143,21 @@ class Descent(Method):
         """The model, and what the rule keeps, once `ahead` is `point` for the server: what it goes on from."""
         return point, rule
 
+    # ---- what workers do between two exchanges ----------------------------------------------------------------------
+
+    def begin(self, x: Tensor, oracles: Oracles, link: Link) -> Estimate:
+        """What each worker hands to the mechanism at first: an estimate of its gradient at x^0 (*shape)."""
+        return self.estimator.init(x, oracles, link)
+
+    def work(self, x: Tensor, kept: Any, oracles: Oracles, link: Link) -> Estimate:
+        """What it hands over at the model x that it was told, from what it has kept."""
+        return self.estimator.estimate(x, kept, oracles, link)
+
     # ---- the text -------------------------------------------------------------------------------------------------
 
     async def init(self, oracles: Oracles, link: Link) -> State | PublicState:
         x = oracles.start()
-        estimate = self.estimator.init(x, oracles, link.scope("estimator"))
+        estimate = self.begin(x, oracles, link.scope("estimator"))
         v = self._scaled(estimate.v, 0)
         g, memory = await self.mechanism.init(v, link.scope("mechanism"), estimate.probe)
         state = PublicState if self.mechanism.public else State
@@ -176,7 +186,7 @@ class Descent(Method):
     async def _estimate(
         self, x: Tensor, memory: Any, kept: Any, oracles: Oracles, link: Link
     ) -> tuple[Tensor, Any, Any]:
-        estimate: Estimate = self.estimator.estimate(x, kept, oracles, link.scope("estimator"))
+        estimate = self.work(x, kept, oracles, link.scope("estimator"))
         v = self._scaled(estimate.v, link.step)
         g, memory = await self.mechanism.exchange(v, memory, link.scope("mechanism"), estimate.probe)
         return g, memory, estimate.state

@@ -1,4 +1,4 @@
-"""FedNL: Newton's method with learned, compressed Hessians; all workers or cohorts."""
+"""FedNL: Newton's method with learned, compressed Hessians. Shifted, projected, and cubically regularised."""
 
 from __future__ import annotations
 
@@ -6,68 +6,30 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, as_contractive, as_unbiased
-from laconic.core.entry import Count, Interval, Source
+from laconic.core.compressor import Compressor
+from laconic.core.entry import Interval
 from laconic.core.flight import together
 from laconic.core.link import Link
 from laconic.core.method import Method, number
 from laconic.core.problem import Oracles
-from laconic.core.rows import norm2, solve, svec_to_matrix
+from laconic.core.rows import svec_to_matrix
 from laconic.core.state import Server, Worker
-from laconic.core.theory import Guarantee, NoTheorem, Setting, estimates, known
-
-_SOURCE = Source(
-    "Safaryan, Islamov, Qian, Richtarik",
-    2021,
-    "FedNL: making Newton-type methods applicable to federated learning",
-    "2106.02969",
+from laconic.core.theory import Guarantee, Setting, estimates, known
+from laconic.methods._cubic import cubic_step
+from laconic.methods._hessian_learning import (
+    LEARNED,
+    attempted,
+    convexity,
+    first_hessians,
+    learning_rate,
+    local,
+    newton_step,
+    of_hessians,
+    paper,
+    projected_step,
 )
-
-
-def _learning_rate(method: FedNL | FedNLPP, setting: Setting) -> float:
-    """1 for a contractive compressor, 1 / (1 + omega) for an unbiased one."""
-    if method.learning_rate is not None:
-        return method.learning_rate
-    size = setting.d * (setting.d + 1) // 2
-    claim = method.compressor.claim(size, setting.n)
-    omega = as_unbiased(claim)
-    if omega:
-        return 1.0 / (1.0 + omega)
-    if as_contractive(claim) is None:
-        raise NoTheorem(f"{method.compressor} claims nothing, so fednl has no learning rate for it; give learning_rate")
-    return 1.0
-
-
-def _guarantee(setting: Setting, where: str) -> Guarantee:
-    c = setting.constants
-    known(mu=c.mu)
-    source = dataclasses.replace(_SOURCE, where=where)
-    return Guarantee(
-        1.0,
-        source,
-        assumes=(
-            "f strongly convex near x*",
-            "Lipschitz Hessians",
-            "local: x^0 and H_i^0 close to x* and its "
-            "Hessians; then ||x_k - x*||^2 <= 2^-k ||x_0 - x*||^2, and superlinear",
-        ),
-        sure=False,
-        leans_on=estimates(mu=c.mu),
-    )
-
-
-def _newton(hessian: Tensor, shift: Tensor, vector: Tensor) -> Tensor:
-    """(H + l I)^{-1} vector for an svec H; NaN where the matrix is not positive definite."""
-    d = vector.numel()
-    matrix = svec_to_matrix(hessian, d)
-    matrix.diagonal().add_(shift)
-    try:
-        return solve(matrix, vector.reshape(-1)).view(vector.shape)
-    except torch.linalg.LinAlgError:
-        return torch.full_like(vector, torch.nan)
 
 
 @dataclass
@@ -85,8 +47,9 @@ class FedNL(Method):
 
     Worker i sends its gradient, S_i = C(hess f_i(x) - H_i) and l_i = ||hess f_i(x) - H_i||_F in one round; then
     H_i <- H_i + a S_i and H <- H + a mean S_i. Matrices are handed over as svec (upper triangle, off-diagonals times
-    sqrt(2)), so that a compressor of vectors keeps its constant in Frobenius norm: top-k has k / (d (d + 1) / 2).
-    Start: H_i = hess f_i(x^0), sent at full width and counted.
+    sqrt(2)), so that a compressor of vectors keeps its constant in Frobenius norm: top-k has k / (d (d + 1) / 2),
+    which top-k by |a_ij| has not (on ones + 0.01 I it keeps about half of that). H + l I is at least the Hessian, so
+    convex problems always have a step.
 
     Guarantee (local, from the paper): with a = 1 for contractive and 1 / (1 + omega) for unbiased compressors,
     ||x_k - x*||^2 halves per iteration and in the end faster than any geometric rate, independent of conditioning.
@@ -95,6 +58,7 @@ class FedNL(Method):
     ----------
     compressor : of the svec of the Hessian's change.
     learning_rate : a; None is theory's.
+    start : what the first Hessians H_i^0 = hess f_i(x^0) are sent by; None is at full width. Counted either way.
 
     >>> from laconic.compressors.topk import TopK
     >>> str(FedNL(TopK(k=2408)))
@@ -103,131 +67,177 @@ class FedNL(Method):
 
     compressor: Compressor
     learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
+    start: Compressor | None = None
 
     name = "fednl"
     example = "fednl(topk(k=0.05))"
-    source = dataclasses.replace(_SOURCE, where="Algorithm 1, option 2")
+    source = paper("Algorithm 1, option 2")
 
     def settled(self, setting: Setting) -> FedNL:
-        return dataclasses.replace(self, learning_rate=_learning_rate(self, setting))
+        rate = learning_rate(self, self.learning_rate, self.compressor, of_hessians(setting))
+        return dataclasses.replace(self, learning_rate=rate)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        return _guarantee(setting, "Theorem 3.6")
+        return local(setting, paper("Theorem 3.6"), LEARNED)
 
     async def init(self, oracles: Oracles, link: Link) -> State:
         x = oracles.start()
-        sent = await link.uplink(None, oracles.hessians(x))
+        sent = await first_hessians(x, oracles, link, self.start)
         return State(x, sent.own.dense(), sent.mean.dense())
 
     async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
         a = number(self.learning_rate)
         x = await link.broadcast(state.x)
-        difference = oracles.hessians(x).sub_(state.shift)
-        gradient, change, distance = await together(
+        change, squares = oracles.hessian_changes(x, state.shift)
+        gradient, learned, distance = await together(
             link.uplink(None, oracles.gradients(x)),
-            link.uplink(self.compressor, difference),
-            link.uplink(None, norm2(difference).sqrt()),
+            link.uplink(self.compressor, change),
+            link.uplink(None, squares.sqrt()),
         )
         g, error = gradient.mean.dense(), distance.mean.dense()
-        step = link.at_server(lambda: _newton(state.hessian, error, g), like=state.x)
-        change.own.add_to(state.shift, scale=a)
-        change.mean.add_to(state.hessian, scale=a)
+        step = attempted(link, lambda: newton_step(state.hessian, error, g), like=state.x)
+        learned.own.add_to(state.shift, scale=a)
+        learned.mean.add_to(state.hessian, scale=a)
         return State(state.x - step, state.shift, state.hessian)
 
     def point(self, state: State) -> Tensor:
         return state.x
 
 
-@dataclass
-class CohortState:
-    """What FedNL-PP keeps: H_i, l_i and g_i = (H_i + l_i I) w_i - grad f_i(w_i) of each worker, and their means."""
-
-    x: Server  # (*shape)
-    shift: Worker  # H_i, (local, d (d + 1) / 2)
-    error: Worker  # l_i, (local,)
-    image: Worker  # g_i, (local, *shape)
-    hessian: Server  # H, (d (d + 1) / 2,)
-    mean_error: Server  # l, ()
-    mean_image: Server  # g, (*shape)
-
-
-def _images(hessians: Tensor, errors: Tensor, x: Tensor, gradients: Tensor) -> Tensor:
-    """(H_i + l_i I) x - grad f_i(x) per row, from svecs."""
-    d = x.numel()
-    flat = x.reshape(-1)
-    rows = [(svec_to_matrix(h, d) * flat).sum(1) for h in hessians]
-    products = torch.stack(rows) if rows else hessians.new_zeros(0, d)
-    return (products + errors[:, None] * flat).view(gradients.shape) - gradients
-
-
 @dataclass(frozen=True)
-class FedNLPP(Method):
-    """FedNL where `cohort` random workers take part per iteration; nobody computes for the others.
+class FedNLProjected(Method):
+    """FedNL with x+ = x - [H]_mu^{-1} grad f(x) (option 1): [H]_mu is the nearest matrix with eigenvalues >= mu.
 
-    x = (H + l I)^{-1} g with the means of H_i, l_i, g_i; a worker of the cohort takes x as its point w_i, sends
-    S_i = C(hess f_i(x) - H_i), learns H_i <- H_i + a S_i, and sends the changes of l_i = ||hess f_i(x) - H_i||_F (after
-    learning) and of g_i = (H_i + l_i I) w_i - grad f_i(w_i). With all workers this is option 2 with the Hessian learned
-    before the step. Start: H_i = hess f_i(x^0) and g_i, sent at full width and counted.
+    As `fednl`, without the distances l_i. The server decomposes H only where H - mu I has no Cholesky factor, for
+    else [H]_mu is H. With a compressor that sends nothing this is `n0`. From H_i^0 = 0 it wanders for long; `fednl`
+    does not.
+
+    Guarantee (local, from the paper): that of `fednl`, from a neighbourhood that is larger.
 
     Parameters
     ----------
     compressor : of the svec of the Hessian's change.
-    cohort : how many workers take part.
     learning_rate : a; None is theory's.
+    start : what the first Hessians are sent by; None is at full width. Counted either way.
+    mu : None is the problem's strong convexity.
 
     >>> from laconic.compressors.topk import TopK
-    >>> str(FedNLPP(TopK(k=100), cohort=4))
-    'fednl_pp(topk(k=100), cohort=4)'
+    >>> str(FedNLProjected(TopK(k=100), mu=0.001))
+    'fednl_projected(topk(k=100), mu=0.001)'
     """
 
     compressor: Compressor
-    cohort: Annotated[int, Count(1)] = 1
     learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
+    start: Compressor | None = None
+    mu: Annotated[float | None, Interval(0.0, open="low")] = None
 
-    name = "fednl_pp"
-    example = "fednl_pp(topk(k=0.05), cohort=2)"
-    source = dataclasses.replace(_SOURCE, where="Algorithm 2")
+    name = "fednl_projected"
+    example = "fednl_projected(topk(k=0.05))"
+    source = paper("Algorithm 1, option 1")
 
-    def settled(self, setting: Setting) -> FedNLPP:
-        if self.cohort > setting.n:
-            raise ValueError(
-                f"FedNLPP(cohort={self.cohort}) : the problem has {setting.n} workers; cohort must not exceed them"
-            )
-        return dataclasses.replace(self, learning_rate=_learning_rate(self, setting))
+    def settled(self, setting: Setting) -> FedNLProjected:
+        rate = learning_rate(self, self.learning_rate, self.compressor, of_hessians(setting))
+        return dataclasses.replace(self, learning_rate=rate, mu=convexity(self.mu, setting))
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        return _guarantee(setting, "Theorem C.4")
+        return local(setting, paper("Theorem 3.6"), LEARNED)
 
-    async def init(self, oracles: Oracles, link: Link) -> CohortState:
+    async def init(self, oracles: Oracles, link: Link) -> State:
         x = oracles.start()
-        hessians = oracles.hessians(x).clone()
-        error = hessians.new_zeros(hessians.shape[0])
-        image = _images(hessians, error, x, oracles.gradients(x))
-        sent, images = await together(link.uplink(None, hessians), link.uplink(None, image))
-        nothing = hessians.new_zeros(())
-        return CohortState(x, hessians, error, image, sent.mean.dense(), nothing, images.mean.dense())
+        sent = await first_hessians(x, oracles, link, self.start)
+        return State(x, sent.own.dense(), sent.mean.dense())
 
-    async def iterate(self, state: CohortState, oracles: Oracles, link: Link) -> CohortState:
-        a, who = number(self.learning_rate), link.sample(self.cohort)
-        rows = torch.from_numpy(who.rows)
-        x = link.at_server(lambda: _newton(state.hessian, state.mean_error, state.mean_image), like=state.x)
-        held = await link.broadcast(x, to=who)
-        difference = oracles.hessians(held, who.rows) - state.shift[rows]
-        packet = link.compress(self.compressor, difference, who)
-        learned = a * packet.decoded.dense()
-        error = norm2(difference - learned).sqrt()
-        image = _images(state.shift[rows] + learned, error, held, oracles.gradients(held, who.rows))
-        change, errors, images = await together(
-            link.uplink(packet),
-            link.uplink(None, error - state.error[rows], who),
-            link.uplink(None, image - state.image[rows], who),
+    async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
+        a, mu = number(self.learning_rate), number(self.mu)
+        x = await link.broadcast(state.x)
+        change, _ = oracles.hessian_changes(x, state.shift)
+        gradient, learned = await together(
+            link.uplink(None, oracles.gradients(x)), link.uplink(self.compressor, change)
         )
-        state.shift[rows] += learned
-        state.error[rows], state.image[rows] = error, image
-        change.mean.add_to(state.hessian, scale=a)
-        errors.mean.add_to(state.mean_error)
-        images.mean.add_to(state.mean_image)
-        return dataclasses.replace(state, x=x)
+        g = gradient.mean.dense()
+        step = attempted(link, lambda: projected_step(state.hessian, mu, g), like=state.x)
+        learned.own.add_to(state.shift, scale=a)
+        learned.mean.add_to(state.hessian, scale=a)
+        return State(state.x - step, state.shift, state.hessian)
 
-    def point(self, state: CohortState) -> Tensor:
+    def point(self, state: State) -> Tensor:
+        return state.x
+
+
+@dataclass(frozen=True)
+class FedNLCR(Method):
+    """FedNL with cubic regularisation: x+ = x + argmin_s <g, s> + s'(H + l I) s / 2 + (L_* / 6) ||s||^3.
+
+    As `fednl`, with g = grad f(x) and L_* the Lipschitz constant of the Hessian of f: H + l I is at least the Hessian,
+    so the model lies above f and f never grows. The authors' published code updates H_i outside the loop over workers,
+    so that only the last one learns; here all do.
+
+    Guarantee (from the paper, recalled): global, f - f* = O(1 / k) for convex f and linear where it is strongly convex;
+    locally that of `fednl`. Constants are not given here.
+
+    Parameters
+    ----------
+    compressor : of the svec of the Hessian's change.
+    learning_rate : a; None is theory's.
+    start : what the first Hessians are sent by; None is at full width. Counted either way.
+    hessian_lipschitz : L_*; None is the problem's.
+
+    >>> from laconic.compressors.topk import TopK
+    >>> str(FedNLCR(TopK(k=100)))
+    'fednl_cr(topk(k=100))'
+    """
+
+    compressor: Compressor
+    learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
+    start: Compressor | None = None
+    hessian_lipschitz: Annotated[float | None, Interval(0.0)] = None
+
+    name = "fednl_cr"
+    example = "fednl_cr(topk(k=0.05))"
+    source = paper("Algorithm 4, FedNL-CR")
+
+    def settled(self, setting: Setting) -> FedNLCR:
+        rate = learning_rate(self, self.learning_rate, self.compressor, of_hessians(setting))
+        bend = self.hessian_lipschitz
+        if bend is None:
+            (bend,) = known(hessian_lipschitz=setting.constants.hessian_lipschitz)
+        return dataclasses.replace(self, learning_rate=rate, hessian_lipschitz=bend)
+
+    def guarantee(self, setting: Setting) -> Guarantee:
+        c = setting.constants
+        known(mu=c.mu, hessian_lipschitz=c.hessian_lipschitz)
+        return Guarantee(
+            1.0,
+            paper("theorem on FedNL-CR"),
+            assumes=("f convex", "Lipschitz Hessians", "O(1 / k) from any start, linear for strongly convex f"),
+            sure=False,
+            leans_on=estimates(mu=c.mu, hessian_lipschitz=c.hessian_lipschitz),
+        )
+
+    async def init(self, oracles: Oracles, link: Link) -> State:
+        x = oracles.start()
+        sent = await first_hessians(x, oracles, link, self.start)
+        return State(x, sent.own.dense(), sent.mean.dense())
+
+    async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
+        a = number(self.learning_rate)
+        x = await link.broadcast(state.x)
+        change, squares = oracles.hessian_changes(x, state.shift)
+        gradient, learned, distance = await together(
+            link.uplink(None, oracles.gradients(x)),
+            link.uplink(self.compressor, change),
+            link.uplink(None, squares.sqrt()),
+        )
+        g, error = gradient.mean.dense(), distance.mean.dense()
+        step = attempted(link, lambda: self._step(state.hessian, error, g), like=state.x)
+        learned.own.add_to(state.shift, scale=a)
+        learned.mean.add_to(state.hessian, scale=a)
+        return State(state.x + step, state.shift, state.hessian)
+
+    def _step(self, hessian: Tensor, error: Tensor, g: Tensor) -> Tensor:
+        matrix = svec_to_matrix(hessian, g.numel())
+        matrix.diagonal().add_(error)
+        return cubic_step(matrix, g.reshape(-1), number(self.hessian_lipschitz)).view(g.shape)
+
+    def point(self, state: State) -> Tensor:
         return state.x

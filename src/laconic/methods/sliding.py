@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 from torch import Tensor
 
-from laconic.core.entry import Interval, Source
+from laconic.core.entry import Source
 from laconic.core.link import Link
 from laconic.core.method import Method, number
 from laconic.core.problem import Oracles
 from laconic.core.rows import square
 from laconic.core.state import Server
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
-from laconic.methods._inner import minimise
+from laconic.methods._similarity import Near, Positive, averaged_gradient, convexity_of, doubt, similarity_of
 
 ACCURACY = 1.0 / 3.0  # ||grad A(w)|| <= ACCURACY * similarity * ||x_g - w||; the theorem's criterion follows from 0.44
 
@@ -48,14 +47,17 @@ class Sliding(Method):
     similarity : L_p; None is the problem's delta of f - f_1.
     mu : strong convexity of f; None is the problem's.
     smooth : smoothness of f_1, for the inner solver; None is the problem's L_1.
+    convex : strong convexity of the server's problem, for the inner solver; None is 1 / theta for a convex f_1, and
+        else what the constants say.
 
     >>> str(Sliding(similarity=0.5))
     'sliding(similarity=0.5)'
     """
 
-    similarity: Annotated[float | None, Interval(0.0, open="low")] = None
-    mu: Annotated[float | None, Interval(0.0, open="low")] = None
-    smooth: Annotated[float | None, Interval(0.0, open="low")] = None
+    similarity: Positive = None
+    mu: Positive = None
+    smooth: Positive = None
+    convex: Positive = None
 
     name = "sliding"
     aliases = ("aeg", "accelerated_extragradient")
@@ -69,16 +71,18 @@ class Sliding(Method):
     )
 
     def settled(self, setting: Setting) -> Sliding:
-        if None not in (self.similarity, self.mu, self.smooth):
-            return self
-        _needs_convex(setting)
         c = setting.constants
-        similarity, mu = known(delta_server=c.delta_server, mu=c.mu)
-        similarity = max(similarity, 1e-9 * float(c.L))
-        return Sliding(self.similarity or similarity, self.mu or mu, self.smooth or c.L_workers[0])
+        similarity = similarity_of(self.similarity, c.delta_server, setting, "delta_server")
+        mu = self.mu if self.mu is not None else known(mu=c.mu)[0]
+        convex = self.convex or inner_convexity(2.0 * similarity, setting, self)
+        return Sliding(similarity, mu, self.smooth or c.L_workers[0], convex)
+
+    def suspect(self, setting: Setting) -> str:
+        return doubt(self.similarity, "delta_server", setting.constants.delta_server)
 
     def guarantee(self, setting: Setting) -> Guarantee:
-        _needs_convex(setting)
+        if not convex_workers(setting):
+            raise NoTheorem("the theorem of sliding needs a convex f_1; it is run without one")
         method, c = self.settled(setting), setting.constants
         similarity, mu = number(method.similarity), number(method.mu)
         delta, convexity = known(delta_server=c.delta_server, mu=c.mu)
@@ -114,30 +118,41 @@ class Sliding(Method):
     async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
         tau, theta, eta = self._parameters()
         x_g = tau * state.x + (1.0 - tau) * state.x_f
-        gradient = await self._gradient(x_g, oracles, link)
-        x_f = link.at_server(lambda: self._prox(x_g, gradient, theta, oracles.server), like=x_g)
-        gradient = await self._gradient(x_f, oracles, link)
+        _, _, gradient = await averaged_gradient(x_g, oracles, link)
+        near = Near(1.0 / theta, number(self.smooth), number(self.convex), _accuracy(self))
+        x_f = slid(x_g, gradient, near, oracles, link)
+        _, _, gradient = await averaged_gradient(x_f, oracles, link)
         x = state.x + eta * number(self.mu) * (x_f - state.x) - eta * gradient
         return State(x, x_f)
-
-    async def _gradient(self, x: Tensor, oracles: Oracles, link: Link) -> Tensor:
-        sent = await link.uplink(None, oracles.gradients(await link.broadcast(x)))
-        return sent.mean.dense()
-
-    def _prox(self, x_g: Tensor, gradient: Tensor, theta: float, server: Oracles) -> Tensor:
-        slope = gradient - server.gradients(x_g)[0]  # grad p(x_g)
-        smooth = number(self.smooth) + 1.0 / theta
-
-        def subproblem(w: Tensor) -> Tensor:
-            return slope + (w - x_g) / theta + server.gradients(w[0])
-
-        return minimise(subproblem, x_g[None], smooth, 1.0 / theta, ACCURACY * number(self.similarity))[0]
 
     def point(self, state: State) -> Tensor:
         return state.x_f
 
 
-def _needs_convex(setting: Setting) -> None:
+def slid(x: Tensor, gradient: Tensor, near: Near, oracles: Oracles, link: Link) -> Tensor:
+    """argmin <gradient - grad f_1(x), w> + (near.weight / 2) ||w - x||^2 + f_1(w), by the server alone."""
+
+    def prox() -> Tensor:
+        server = oracles.server
+        slope = gradient - server.gradients(x)[0]
+        return near.solve(lambda w, rows: server.gradients(w[0]), slope[None], x[None], x[None], link)[0]
+
+    return link.at_server(prox, like=x)
+
+
+def convex_workers(setting: Setting) -> bool:
+    """Whether all f_i are known to be convex."""
     least = setting.constants.mu_workers
-    if not setting.convex and (least is None or float(least) < 0.0):
-        raise NoTheorem("the theorem of sliding needs a convex f_1; give similarity, mu and smooth")
+    return setting.convex or (least is not None and float(least) >= 0.0)
+
+
+def inner_convexity(weight: float, setting: Setting, method: Method) -> float:
+    """How convex the server's problem is: its weight, where f_1 is convex. Raises ValueError where it is not at all."""
+    if convex_workers(setting):
+        return weight
+    return convexity_of(None, weight, setting.constants.delta_server, setting, method)
+
+
+def _accuracy(method: Sliding) -> float:
+    """As a share of `convex`."""
+    return ACCURACY * number(method.similarity) / number(method.convex)

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from laconic.core.places import cache as folder
 from laconic.core.problem import Constant, Constants, Kind, Solution
 
-FORMAT = "2"  # raise it when a formula changes, so that nothing old is read
+FORMAT = "3"  # raise it when a formula changes, so that nothing old is read
 T = TypeVar("T")
 
 

@@ -19,6 +19,7 @@ from laconic.core.problem import Batch, Block, Constant, Constants, Oracles, Pro
 from laconic.core.regulariser import Regulariser
 from laconic.problems import _cache
 from laconic.problems._base import LinearProblem
+from laconic.problems._constrained import saddle_point
 from laconic.problems._spectra import DENSE, rounded
 
 STRETCH = 50  # accelerated proximal steps between two trials of Newton's method
@@ -33,7 +34,7 @@ class Regularised(Oracles):
     def __init__(self, smooth: Any, regulariser: Regulariser) -> None:
         super().__init__()
         self.block, self.shape, self.dtype, self.convex = smooth.block, smooth.shape, smooth.dtype, smooth.convex
-        self.regulariser, self._smooth = regulariser, smooth
+        self.regulariser, self._smooth, self.maximised = regulariser, smooth, smooth.maximised
 
     def start(self) -> Tensor:
         assert self.regulariser is not None
@@ -51,6 +52,12 @@ class Regularised(Oracles):
 
     def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
         return self._smooth._hessians(x, rows)
+
+    def _hessian_changes(self, x: Tensor, since: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self._smooth._hessian_changes(x, since, rows)
+
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
+        return self._smooth._products(x, v, rows)
 
 
 class Stable(Regularised):
@@ -113,6 +120,9 @@ def _solution(problem: CompositeProblem, key: str, data_dir: Path | None) -> Sol
     smooth, regulariser = problem.parts()
     oracles, constants = problem.oracles(Block.whole(problem.n), data_dir), smooth.constants(data_dir)
     mu = 0.0 if constants.mu is None else constants.mu.value
+    if oracles.variational:
+        solve = functools.partial(saddle_point, oracles, regulariser, constants.L.value, mu)
+        return _cache.solution(key, solve) if mu > 0.0 else None
     bounded = isinstance(smooth, LinearProblem)  # from below: losses and ridge are >= 0
     convex = mu > 0.0 or (oracles.convex and bounded)
     if not convex or oracles.dtype != torch.float64 or len(oracles.shape) > 1 or oracles.d > DENSE:

@@ -208,18 +208,25 @@ class LinearOracles(Oracles):
         over_rows(csr.gradients, len(rows), self._entries, *arguments)
         return out
 
+    def _memory(self, rows: int) -> Tensor:
+        """Of as many triangles, reused from call to call."""
+        if self._triangles is None or len(self._triangles) < rows:
+            self._triangles = torch.empty((rows, self.d * (self.d + 1) // 2), dtype=torch.float64)
+        return self._triangles[:rows]
+
     def _hessians(self, x: Tensor, rows: np.ndarray) -> Tensor:
-        if self._triangles is None or len(self._triangles) < len(rows):
-            self._triangles = torch.empty((len(rows), self.d * (self.d + 1) // 2), dtype=torch.float64)
-        out = self._triangles[: len(rows)]
+        out = self._memory(len(rows))
         arguments = (rows, *self._data, self._points(x), *self._model, out.numpy())
         over_rows(csr.hessians, len(rows), self._entries + out.numel(), *arguments)
         return out
 
-    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
-        """hess f_i(x) v, shape (rows, d); `v` is one (d,) for all or one per row (rows, d). Counted like a gradient."""
-        rows = self._rows(rows)
-        self.calls.gradient_terms += int(self._sizes[rows].sum())
+    def _hessian_changes(self, x: Tensor, since: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        out, squares = self._memory(len(rows)), torch.empty(len(rows), dtype=torch.float64)
+        arguments = (rows, *self._data, self._points(x), *self._model, since.numpy(), out.numpy(), squares.numpy())
+        over_rows(csr.hessian_changes, len(rows), self._entries + out.numel(), *arguments)
+        return out, squares
+
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
         out = empty((len(rows), self.d), torch.float64)
         arguments = (rows, *self._data, self._points(x), self._points(v), *self._model, out.numpy())
         over_rows(csr.products, len(rows), 2 * self._entries, *arguments)

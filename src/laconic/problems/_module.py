@@ -122,10 +122,7 @@ class ModuleOracles(Oracles):
         curvature = jacrev(grad(self._flat.value))
         return self._each(lambda *args: curvature(*args)[i, j] * weights, rows, len(i), x)
 
-    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
-        """hess f_i(x) v by autograd twice, shape (rows, *shape). Counted like a gradient."""
-        rows = self._rows(rows)
-        self.calls.gradient_terms += int(self.terms()[rows].sum())
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
         slope = grad(self._flat.value)
 
         def product(point: Tensor, direction: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from laconic.core.keys import Keys
 from laconic.core.problem import Block, Constant, Constants, Kind, Solution, single_threaded
 from laconic.problems._data import Matrix
 from laconic.problems._linear import REGULARISER_BEND, Dealt, LinearOracles, Loss, Model
+from laconic.problems._similarity import Apart, largest_of, of_matrices, of_products
 
 DENSE = 2048  # the largest side of a matrix whose eigenvalues are computed
 EXACT_WORK = 2e9  # n d^3 up to which every worker's matrix is decomposed
@@ -87,26 +89,21 @@ def mean_hessian(data: Dealt, loss: Loss, x: np.ndarray) -> np.ndarray:
     return (data.matrix.T @ sparse.diags(weights) @ data.matrix).toarray()
 
 
-def differences(data: Dealt, loss: Loss, x: np.ndarray) -> tuple[np.ndarray, float]:
-    """||hess f_i(x) - hess f(x)|| of every worker, and the root of ||(1/n) sum (hess f_i - hess f)^2||, from below.
-
-    By power iterations on Hessian-vector products. The norm of the image is used, not the Rayleigh quotient, which
-    reads 0 where eigenvalues of both signs tie.
-    """
+def differences(data: Dealt, loss: Loss, x: np.ndarray) -> Apart:
+    """How unlike the hess f_i(x) are: by eigenvalues or, where that takes too long, power iterations on products."""
+    mean = torch.from_numpy(mean_hessian(data, loss, x))
+    if data.n * data.d**3 <= EXACT_WORK:
+        return of_matrices(lambda: hessians(data, loss, x), mean, data.n)
     oracles = LinearOracles(data, Model(loss, 0.0), Block.whole(data.n))
-    mean, point = torch.from_numpy(mean_hessian(data, loss, x)), torch.from_numpy(x)
-    start = Keys(0, 0, "problem/power", np.arange(data.n), data.n).normal(data.d)
+    return of_products(oracles, torch.from_numpy(x), POWER_STEPS, mean=lambda v: v @ mean)
 
-    def apart(v: torch.Tensor) -> torch.Tensor:
-        return oracles.products(point, v) - v @ mean
 
-    v, shared, norms, square = start, start[0], torch.zeros(data.n), 0.0
-    for _ in range(POWER_STEPS):
-        v = apart(v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(1e-300))
-        norms = torch.linalg.vector_norm(v, dim=1)
-        shared = apart(apart(shared / torch.linalg.vector_norm(shared).clamp_min(1e-300))).mean(dim=0)
-        square = float(torch.linalg.vector_norm(shared))
-    return norms.numpy(), math.sqrt(square)
+def hessians(data: Dealt, loss: Loss, x: np.ndarray) -> Iterator[torch.Tensor]:
+    """hess f_i(x) without regularisers of one worker after the other, (d, d)."""
+    for worker in range(data.n):
+        part, labels = data.part(worker), data.labels[data.starts[worker] : data.starts[worker + 1]]
+        weights = loss.curvatures(part @ x, labels) / part.shape[0]
+        yield torch.from_numpy((part.T @ sparse.diags(weights) @ part).toarray())
 
 
 def _rows_squared(data: Dealt) -> np.ndarray:
@@ -171,10 +168,12 @@ def _spreads(
 
 
 def _similarities(data: Dealt, model: Model, tops: np.ndarray, solution: Solution | None) -> dict[str, Constant]:
-    """The delta family: power iterations at a few points, or bounds where d is too large for them."""
+    """The delta family: norms at a few points, or bounds where d is too large for them."""
     if data.d > DENSE:
         top, how = max(tops.max(), largest(data.matrix, model.loss.curvature * mean_weights(data))), "max ||hess f_i||"
-        return {name: Constant(rounded(top), Kind.BOUND, how) for name in ("delta", "delta_server", "delta_mean")}
+        if not model.loss.convex:  # their differences may be larger than they are
+            top, how = 2.0 * top, f"2 {how}"
+        return {name: Constant(rounded(top), Kind.BOUND, how) for name in Apart(0.0, 0.0, 0.0, 0.0).named()}
     points, where = [np.zeros(data.d)], "x = 0"
     if model.loss.bend > 0.0:  # otherwise the Hessians are constant
         if solution is not None:
@@ -182,18 +181,11 @@ def _similarities(data: Dealt, model: Model, tops: np.ndarray, solution: Solutio
         else:
             points.append(Keys(0, 0, "problem/points", np.arange(1), 1).normal(data.d).numpy()[0])
             where = "x = 0 and a random point"
-    seen = [differences(data, model.loss, x) for x in points]
-    each = np.max([norms for norms, _ in seen], axis=0)
-    how = f"power iteration at {where}, times {MARGIN}"
-
-    def estimate(value: float) -> Constant:
-        return Constant(float(f"{MARGIN * value:.5e}"), Kind.ESTIMATE, how)
-
-    return {
-        "delta": estimate(float(each.max())),
-        "delta_server": estimate(float(each[0])),
-        "delta_mean": estimate(max(mean for _, mean in seen)),
-    }
+    seen = largest_of(differences(data, model.loss, x) for x in points)
+    means = "eigenvalues" if data.n * data.d**3 <= EXACT_WORK else "power iteration"
+    how = f"{means} at {where}, times {MARGIN}"
+    values = {name: float(f"{MARGIN * value:.5e}") for name, value in seen.named().items()}
+    return {name: Constant(value, Kind.ESTIMATE, how) for name, value in values.items()}
 
 
 def _curvatures(data: Dealt, model: Model, weights: np.ndarray, squared: np.ndarray) -> dict[str, Constant]:
@@ -209,25 +201,23 @@ def _curvatures(data: Dealt, model: Model, weights: np.ndarray, squared: np.ndar
 
 def _of_quadratics(data: Dealt, model: Model) -> dict[str, Constant]:
     """Constants of constant Hessians, exact by eigenvalues."""
-    n, d, identity = data.n, data.d, torch.eye(data.d, dtype=torch.float64)
-    mean = torch.from_numpy(mean_hessian(data, model.loss, np.zeros(d))) + model.l2 * identity
-    least, squares, apart, away = math.inf, torch.zeros_like(mean), torch.zeros_like(mean), np.zeros(n)
-    for worker in range(n):
-        part = data.part(worker)
-        one = torch.from_numpy((part.T @ part).toarray() / part.shape[0]) + model.l2 * identity
+    n, zero, identity = data.n, np.zeros(data.d), torch.eye(data.d, dtype=torch.float64)
+    mean = torch.from_numpy(mean_hessian(data, model.loss, zero)) + model.l2 * identity
+    least, squares = math.inf, torch.zeros_like(mean)
+
+    def matrices() -> Iterator[torch.Tensor]:
+        return (one + model.l2 * identity for one in hessians(data, model.loss, zero))
+
+    for one in matrices():
         least = min(least, float(torch.linalg.eigvalsh(one)[0]))
-        away[worker] = float(torch.linalg.eigvalsh(one - mean).abs().max())
         squares += one @ one / n
-        apart += (one - mean) @ (one - mean) / n
-    spread = math.sqrt(max(float(torch.linalg.eigvalsh(apart)[-1]), 0.0))
+    apart = of_matrices(matrices, mean, n)
     values = {
         "mu": max(float(torch.linalg.eigvalsh(mean)[0]), model.l2),
         "mu_workers": max(least, model.l2),
         "L_plus": math.sqrt(float(torch.linalg.eigvalsh(squares)[-1])),
-        "L_pm": spread,
-        "delta_mean": spread,
-        "delta": float(away.max()),
-        "delta_server": float(away[0]),
+        "L_pm": apart.mean,
+        **apart.named(),
         "hessian_lipschitz": 0.0,
     }
     return {name: Constant(rounded(value), Kind.EXACT, "eigenvalues") for name, value in values.items()}

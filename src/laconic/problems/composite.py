@@ -20,7 +20,8 @@ class Composite(CompositeProblem):
 
     `composite(logistic(l2=1e-3), box(low=-0.5, high=0.5))` is logistic regression in a box. The solution is certified
     by ||s||^2 / (2 mu), s the shortest subgradient, where f is mu-strongly convex, and by convexity alone for linear
-    models in a bounded box or with the l1 norm (a duality gap). x^0 is that of f, projected where r is infinite.
+    models in a bounded box or with the l1 norm (a duality gap); of a saddle point, such as
+    `composite(saddle, box(low=-1.0, high=1.0))`, by ||s||^2 / mu^2. x^0 is that of f, projected where r is infinite.
     The trace shows f + r, its gap, and the squared norm of the shortest subgradient; constants are those of f.
 
     Parameters

@@ -54,9 +54,8 @@ class CounterexampleOracles(Oracles):
         matrices = matrices * (math.sqrt(2.0) + (1.0 - math.sqrt(2.0)) * torch.eye(3, dtype=torch.float64))
         return matrices[:, i, j]
 
-    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
-        """hess f_i(x) v, shape (rows, 3)."""
-        return self._gradients(v, self._rows(rows), None)
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
+        return self._gradients(v, rows, None)
 
     def excess(self, x: Tensor, solution: Solution, rows: np.ndarray | None = None) -> Tensor:
         """f_i(x) - f_i(x*) - <grad f_i(x*), x - x*>, shape (rows,); x* = 0, so this is f_i(x)."""
@@ -116,7 +115,8 @@ def _constants() -> Constants:
     """With M = mean a_i a_i' (eigenvalues 1/3, 25/3, 25/3) and ||a_i||^2 = 17: H = 2 M + I/2, mean H_i^2 = 70 M + I/4.
 
     The H_i - H differ by a permutation of coordinates, so one norm serves all: orthogonally to a_i and (1, 1, 1) the
-    eigenvalue is -50/3, and the other two have the sum 50/3 and the product -200/9.
+    eigenvalue is -50/3, and the other two have the sum 50/3 and the product -200/9. Of 2 (a_i a_i' - a_1 a_1') they are
+    +-2 sqrt(17^2 - <a_i, a_1>^2), with <a_i, a_1> = -8.
     """
     spread = math.sqrt(2600.0) / 3.0  # mean H_i^2 - H^2 = 68 M - 4 M^2, largest at 25/3
     apart = (25.0 + math.sqrt(825.0)) / 3.0
@@ -131,6 +131,7 @@ def _constants() -> Constants:
         "delta": apart,
         "delta_server": apart,
         "delta_mean": spread,
+        "delta_first": 30.0,
         "L_sample": 34.5,
         "sigma_star": 0.0,
         "hessian_lipschitz": 0.0,

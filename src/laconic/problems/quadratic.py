@@ -124,9 +124,7 @@ class QuadraticOracles(Oracles):
         out[:, diagonal[:-1] + 1] = -0.25 * math.sqrt(2.0) * scales
         return out
 
-    def products(self, x: Tensor, v: Tensor, rows: np.ndarray | None = None) -> Tensor:
-        """hess f_i(x) v, shape (rows, d)."""
-        rows = self._rows(rows)
+    def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
         directions = v.reshape(-1, self.d).contiguous().numpy()
         out = empty((len(rows), self.d), torch.float64)
         nothing = np.zeros(len(rows))
@@ -253,6 +251,7 @@ def _constants(problem: Quadratic) -> Constants:
         "delta": float(away.max()),
         "delta_server": float(away[0]),
         "delta_mean": spread,
+        "delta_first": float(np.abs(draws.scales - draws.scales[0]).max()) * draws.high,
         "L_sample": float(smoothness.max()),
         "sigma_star": math.sqrt(math.fsum(at_solution**2) / n),
         "hessian_lipschitz": 0.0,

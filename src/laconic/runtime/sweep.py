@@ -144,6 +144,7 @@ class SweepOracles(Oracles):
         super().__init__()
         self.block, self.shape, self.dtype, self.convex = whole.block, whole.shape, whole.dtype, whole.convex
         self.regulariser, self.whole, self.runs = whole.regulariser, whole, runs
+        self.maximised = whole.maximised
         self._points = torch.empty((0, *self.shape), dtype=self.dtype)
 
     def terms(self) -> np.ndarray:
