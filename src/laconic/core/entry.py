@@ -224,10 +224,19 @@ def _matches(hint: Any, value: Any) -> bool:
     return False
 
 
+def a(noun: str) -> str:
+    """The noun with its article.
+
+    >>> a("estimator")
+    'an estimator'
+    """
+    return f"an {noun}" if noun[0] in "aeio" else f"a {noun}"
+
+
 def _type_name(hint: Any) -> str:
     words = {"NoneType": "None", "str": "text", "bool": "True or False"}
     classes = [member for member in _members(hint) if isinstance(member, type)]
-    names = [f"a {c.kind}" if issubclass(c, Entry) else words.get(c.__name__, c.__name__) for c in classes]
+    names = [a(c.kind) if issubclass(c, Entry) else words.get(c.__name__, c.__name__) for c in classes]
     return " or ".join(names)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from laconic.core.compressor import AB, Claim, Compressor, Contractive, Unbiased
-from laconic.core.entry import Entry, Parameter, parameters
+from laconic.core.entry import Entry, Parameter, a, parameters
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method
 from laconic.core.problem import Block, Problem
@@ -104,7 +104,7 @@ def _constants(problem: Problem) -> list[dict[str, Any]] | str:
 def _parameter(one: Parameter) -> dict[str, Any]:
     required = one.default is dataclasses.MISSING
     kinds = [part.kind for part in _parts(one.type) if isinstance(part, type) and issubclass(part, Entry)]
-    allowed = str(one.range) if one.range is not None else f"a {kinds[0]}" if kinds else _type(one.type)
+    allowed = str(one.range) if one.range is not None else a(kinds[0]) if kinds else _type(one.type)
     default = None if required else str(one.default) if isinstance(one.default, Entry) else repr(one.default)
     return {"name": one.name, "allowed": allowed, "default": default}
 

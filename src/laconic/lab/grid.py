@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laconic.core.entry import Entry, parameters
+from laconic.core.entry import Entry, a, parameters
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method, explicit
 from laconic.core.spec import parse
@@ -158,7 +158,7 @@ def _method(spec: str | Entry) -> Method:
     found = parse(spec) if isinstance(spec, str) else spec
     found = descent(found) if isinstance(found, Mechanism) else found
     if not isinstance(found, Method):
-        kind = f"a {found.kind}" if isinstance(found, Entry) else f"a {type(found).__name__}"
+        kind = a(found.kind if isinstance(found, Entry) else type(found).__name__)
         raise ValueError(f"{spec} is {kind}, not a method or mechanism")
     return found
 

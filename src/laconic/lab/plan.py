@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laconic.core.delay import Delays
-from laconic.core.entry import Entry
+from laconic.core.entry import Entry, a
 from laconic.core.mechanism import Mechanism
 from laconic.core.method import Method
 from laconic.core.problem import Problem
@@ -146,7 +146,7 @@ def _delays(given: str | Delays) -> Delays:
 
 
 def _kind(found: Any) -> str:
-    return f"a {found.kind}" if isinstance(found, Entry) else f"a {type(found).__name__}"
+    return a(found.kind if isinstance(found, Entry) else type(found).__name__)
 
 
 def _methods(given: Any) -> tuple[Named, ...]:
