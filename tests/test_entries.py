@@ -312,6 +312,7 @@ def test_sources_as_text_and_bibtex() -> None:
 ENTRIES = [cls for _, cls in sorted(catalogue().entries.items())]
 CATALOGUE = [pytest.param(cls, id=cls.name) for cls in ENTRIES]
 EXPECTED = {
+    "basis": "standard_basis data_basis psd_basis",
     "broadcast": "exact ef21_p mcm dore",
     "compressor": "identity topk randk permk natural",
     "delay": "fixed_delay exponential_delay speeds",
@@ -325,9 +326,9 @@ EXPECTED = {
     "proxskip gradskip gradskip_plus diloco diloco_sgd mirror_descent dane inexact_dane dane_ls dane_hb aide sonata "
     "acc_sonata spag disco diregina diregina_averaged acn sliding sliding_untuned olga ef_olga svrg svrg_last "
     "loopless_svrg katyusha l_katyusha svrp catalyzed_svrp svrs acc_svrs newton n0 newton_star fednl fednl_projected "
-    "fednl_ls fednl_cr fednl_pp fednl_bc newton_3pc extragradient optimistic_gradient extragradient_sliding "
-    "optimistic_masha three_pillars three_pillars_pp svogs pure_async waiting_async random_async shuffled_async "
-    "replayed_async",
+    "fednl_ls fednl_cr fednl_pp fednl_bc bl1 bl2 bl3 newton_3pc extragradient optimistic_gradient "
+    "extragradient_sliding optimistic_masha three_pillars three_pillars_pp svogs pure_async waiting_async random_async "
+    "shuffled_async replayed_async",
     "problem": "quadratic logistic ridge counterexample custom least_squares lasso composite squared_sigmoid "
     "autoencoder network rotated_quadratic saddle robust_regression",
     "recipe": "compression_lecture topk_and_permk importance_and_scam low_rank sign_and_smoothness",

@@ -99,6 +99,6 @@ def entries_of(words: list[str]) -> list[str]:
     kinds = {cls.kind for cls in entries.values()}
     chosen: list[str] = []
     for word in words or sorted(kinds):
-        kind = word.removesuffix("s") if word.removesuffix("s") in kinds and word not in catalogue().names else ""
+        kind = next((one for one in kinds if word in (one, f"{one}s") and word not in catalogue().names), "")
         chosen += [example(cls) for cls in catalogue().of_kind(kind)] if kind else [label(entry_of(word))]
     return chosen

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from laconic.checks.trial import addresses, sent
@@ -20,7 +20,7 @@ RARE = 20.7  # log(1 / LEVEL): an event of probability RARE / N is seen in N dra
 @functools.cache
 def quantile(groups: int) -> float:
     """Student's quantile for the mean of so many groups."""
-    return float(stats.t.isf(LEVEL, groups - 1))
+    return -float(stdtrit(groups - 1, LEVEL))
 
 
 @dataclass(frozen=True)

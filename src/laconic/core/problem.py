@@ -239,6 +239,9 @@ class Oracles(ABC):
     def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
         raise ValueError(f"{type(self).__name__} has no Hessian products; use a method that needs gradients only")
 
+    def _spans(self, rows: np.ndarray) -> tuple[Tensor, float]:
+        raise ValueError(f"{type(self).__name__} is no linear model, whose data span something; use standard_basis")
+
     def start(self) -> Tensor:
         """x^0, of shape `shape`."""
         return torch.zeros(self.shape, dtype=self.dtype)
@@ -289,6 +292,15 @@ class Oracles(ABC):
         self.calls.product_terms += self._terms(rows)
         self._note(rows)
         return self._products(x, v, rows)
+
+    def spans(self, rows: np.ndarray | None = None) -> tuple[Tensor, float]:
+        """Of linear models, whose f_i = g_i + c ||x||^2 / 2 with g_i of <a, x> alone: the rows' V_i, and c.
+
+        V_i are orthonormal columns that span the a of worker i, zero columns behind those of the largest rank among the
+        rows: shape (rows, d, that rank). All grad g_i(x) and hess g_i(x) lie in the span. No derivative is computed.
+        Raises ValueError where the f_i are of another form.
+        """
+        return self._spans(self._rows(rows))
 
     def sample(self, keys: Keys, size: int, rows: np.ndarray | None = None) -> Batch:
         """A minibatch of `size` terms per row, drawn with replacement."""
@@ -370,6 +382,9 @@ class _Among(Oracles):
 
     def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
         return self._whole._products(x, v, self._chosen[rows])
+
+    def _spans(self, rows: np.ndarray) -> tuple[Tensor, float]:
+        return self._whole._spans(self._chosen[rows])
 
 
 class Problem(Entry, ABC):

@@ -20,7 +20,7 @@ from laconic.lab.settle import guarantee_record
 
 KINDS = (
     "problem", "regulariser", "method", "mechanism", "broadcast", "schedule", "compressor", "estimator", "domain",
-    "delay", "reference", "recipe",
+    "delay", "reference", "basis", "recipe",
 )  # fmt: skip
 REFERENCE = "logistic(l2=1e-3, workers=10)"  # the problem for which `show` works a guarantee out
 SHAPE = (1000, 10)  # d and n for which `show` works a claim out
@@ -28,9 +28,9 @@ SHAPE = (1000, 10)  # d and n for which `show` works a claim out
 
 def listing(kind: str | None = None) -> dict[str, Any]:
     """Every entry (of a kind) by name, with its first line; and the modules that cannot be used, with the reason."""
-    if kind is not None and kind.removesuffix("s") not in KINDS:
+    kinds = KINDS if kind is None else tuple(one for one in KINDS if kind in (one, f"{one}s"))
+    if not kinds:
         raise ValueError(f"there is no kind called {kind!r}; there are {', '.join(KINDS)}")
-    kinds = KINDS if kind is None else (kind.removesuffix("s"),)
     entries = [_listed(entry) for one in kinds for entry in catalogue().of_kind(one)]
     broken = [{"module": one.module, "reason": _one_line(one.reason)} for one in catalogue().broken]
     return {"entries": entries, "broken": broken}

@@ -59,6 +59,9 @@ class Regularised(Oracles):
     def _products(self, x: Tensor, v: Tensor, rows: np.ndarray) -> Tensor:
         return self._smooth._products(x, v, rows)
 
+    def _spans(self, rows: np.ndarray) -> tuple[Tensor, float]:
+        return self._smooth._spans(rows)
+
 
 class Stable(Regularised):
     """The same of oracles that know f_i(x) - f_i(x*) - <grad f_i(x*), x - x*> without cancellation."""

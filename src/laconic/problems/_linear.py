@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.special import expit
 from torch import Tensor
 
-from laconic.core.problem import Batch, Block, Oracles, Solution
+from laconic.core.problem import Batch, Block, Oracles, Solution, single_threaded
 from laconic.kernels import csr
 from laconic.kernels.memory import empty
 from laconic.kernels.threads import over_rows
@@ -167,6 +167,14 @@ def dealt(matrix: Matrix, labels: np.ndarray, starts: np.ndarray) -> Dealt:
     return Dealt(starts.astype(np.int64), indptr, indices, matrix.data, np.ascontiguousarray(labels), matrix.shape[1])
 
 
+@single_threaded
+def row_space(matrix: Tensor) -> Tensor:
+    """Orthonormal rows that span those of a matrix (m, d), as many as its numerical rank."""
+    _, sizes, found = torch.linalg.svd(matrix, full_matrices=False)
+    least = max(matrix.shape) * torch.finfo(matrix.dtype).eps * sizes.max()
+    return found[: int((sizes > least).sum())]
+
+
 ALL_TERMS = np.zeros((0, 0), dtype=np.int64)
 
 
@@ -231,6 +239,24 @@ class LinearOracles(Oracles):
         arguments = (rows, *self._data, self._points(x), self._points(v), *self._model, out.numpy())
         over_rows(csr.products, len(rows), 2 * self._entries, *arguments)
         return out
+
+    def _spans(self, rows: np.ndarray) -> tuple[Tensor, float]:
+        if self.model.nonconvex:
+            raise ValueError("the nonconvex regulariser's Hessian is in no span of the data; use standard_basis")
+        found = [row_space(self._dense(int(row))) for row in rows]
+        out = torch.zeros((len(rows), self.d, max((len(each) for each in found), default=0)), dtype=torch.float64)
+        for here, each in zip(out, found, strict=True):
+            here[:, : len(each)] = each.T
+        return out, float(self.model.l2)
+
+    def _dense(self, row: int) -> Tensor:
+        """All rows of data of a worker, (m_i, d)."""
+        _, indptr, indices, values, _ = self._data
+        ends = indptr[self._starts[row] : self._starts[row + 1] + 1]
+        low, high = ends[0], ends[-1]
+        kept = values[low:high] if len(values) else np.ones(high - low)
+        matrix = sparse.csr_matrix((kept, indices[low:high], ends - low), shape=(len(ends) - 1, self.d))
+        return torch.from_numpy(matrix.toarray())
 
     def excess(self, x: Tensor, solution: Solution, rows: np.ndarray | None = None) -> Tensor:
         """f_i(x) - f_i(x*) - <grad f_i(x*), x - x*> >= 0, shape (rows,), accurate however near x is to x*.
