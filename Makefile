@@ -51,7 +51,7 @@ test: lint
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 
 check-full: lint
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "slow or not slow"
+	OMP_NUM_THREADS=2 HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "slow or not slow"
 	$(BIN)/laconic check --whole
 
 # compiled code that checks bounds has a cache of its own, made anew: numba would not tell it from the other

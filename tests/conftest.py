@@ -7,6 +7,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch and NumPy read it: the testers share the cores already, and threads that wait for each other there burn
+# several times what they compute. Tests of threads set their number; `make check-full` runs all on two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -25,9 +29,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Reference solutions and constants are computed by the code under test, never read from the user's cache."""
+    """Reference solutions and constants are computed by the code under test, never read from the user's cache.
+
+    The testers of one run share them, as processes of one machine do.
+    """
+    base = tmp_path_factory.getbasetemp()  # of one tester
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LACONIC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LACONIC_CACHE", str(folder))
         yield
 
 

@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import laconic
@@ -23,6 +25,15 @@ from laconic.lab.plan import KEYS
 ROOT = Path(__file__).resolve().parent.parent
 QUADRATIC = "quadratic(d=13, workers=5, noise=0.5, mu=0.05)"
 SAME = ("method", "seed", "status", "rounds", "uplink_bytes", "downlink_bytes", "gap", "x_sha256")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """typer reads the signatures of all commands again for every line, which takes longer than most lines."""
+    command = typer.main.get_command(cli.app)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", lambda _: command)
+        yield
 
 
 def call(*arguments: str) -> str:
@@ -152,7 +163,7 @@ def test_check_without_a_spec_takes_all_and_fails_with_the_lines(monkeypatch):
 def test_the_options_of_run_are_those_promised():
     promised = {
         "problem", "method", "rounds", "iterations", "until", "budget", "every", "seed", "seeds", "network", "topology",
-        "wire", "out", "resume", "data_dir",
+        "wire", "delays", "out", "resume", "data_dir",
     }  # fmt: skip
     assert set(inspect.signature(cli.run).parameters) - {"file", "as_json"} == promised == set(KEYS)
 

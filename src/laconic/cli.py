@@ -26,7 +26,6 @@ from laconic.lab.plan import DEFAULT_ROUNDS, Network, read_file
 from laconic.lab.recipe import Bench, Recipe
 from laconic.lab.recipe import record as record_of
 from laconic.lab.recipe import write as write_recipe
-from laconic.lab.report import report as write_report
 from laconic.lab.run import NetworkFailure, Runs
 from laconic.lab.run import run as run_methods
 from laconic.lab.series import accuracy, measure_of
@@ -351,6 +350,8 @@ def report(
     measure: Annotated[str | None, typer.Option(help="What is drawn: gap, gap_average or grad_norm2.")] = None,
 ) -> None:
     """Write report.html, paper figures (PDF, PNG) and tables (CSV, LaTeX)."""
+    from laconic.lab.report import report as write_report  # matplotlib takes time, which other commands need not spend
+
     written = write_report(runs, out, network, measure)
     console = _console()
     console.print(f"{written.page}", soft_wrap=True)
