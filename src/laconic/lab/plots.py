@@ -15,7 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import Formatter, FuncFormatter, LogLocator
 
 from laconic.lab.series import Figure, Line, clean
 from laconic.lab.style import MARKS_PER_LINE, style
@@ -109,11 +109,28 @@ def _fill(axes: Axes, figure: Figure) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+_SHORT = 25.0  # of a logarithmic axis: the last over the first value
+
+
 def decades(axis: Axis, count: int) -> None:
-    """Marks a logarithmic axis by powers of ten, about `count` of them."""
+    """Marks a logarithmic axis by powers of ten, about `count` of them; a short one also by 2 and 5 times these."""
     axis.set_major_locator(LogLocator(numticks=count))
     axis.set_major_formatter(FuncFormatter(_power))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(_Between())
+
+
+class _Between(Formatter):
+    """Labels 2 and 5 times a power of ten where the axis shows little more than one of these."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        low, high = sorted(self.axis.get_view_interval())  # type: ignore[union-attr]
+        if x <= 0.0 or low <= 0.0 or high / low > _SHORT:
+            return ""
+        power = 10.0 ** math.floor(math.log10(x) + 1e-9)
+        digit = round(x / power)
+        if digit not in (2, 5):
+            return ""
+        return f"{x:g}" if 1e-3 <= x < 1e4 else f"{digit}·{_power(power)}"
 
 
 def _power(value: float, _: object = None) -> str:
