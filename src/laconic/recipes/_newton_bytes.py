@@ -166,7 +166,7 @@ def _verdicts(
     plain = [label.removesuffix(", RandK") for label in effort.first]
 
     def against(mine: Sequence[str], others: Sequence[str], table: dict[str, dict[str, float]] = where) -> list[float]:
-        """Least bytes of mine over those of the others, by arena: 0 where these miss the target, ∞ where mine do."""
+        """Fewest bytes of mine over those of the others, by arena; 0 where they miss the target, ∞ where mine do."""
         pairs = [(min(at[one] for one in mine), min(at[one] for one in others)) for at in table.values()]
         return [math.inf if math.isinf(ours) else ours / theirs for ours, theirs in pairs]
 
