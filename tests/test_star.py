@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from by_hand import RUNTIMES, Course, equal, method_of, problem_of
+from laconic.checks.course import with_parameter
 from laconic.core.compressor import as_joint
 from laconic.core.link import Link
 from laconic.core.problem import Problem
@@ -180,9 +181,8 @@ def test_one_worker_and_one_coordinate() -> None:
     for size in ("d=1, workers=1", "d=1, workers=4", "d=6, workers=1"):
         problem = problem_of(f"quadratic({size}, noise=0.1, mu=0.1)")
         for spec in [*of_kind("mechanism"), *of_kind("method")]:
-            if "cohort" in str(spec):
-                spec = parse("fednl_pp(topk(k=1), cohort=1)")
-            method = settled(spec, problem)
+            alone = with_parameter(spec, cohort=1, wait=1, order=((0, 0), (0, 1), (0, 2)))
+            method = settled(alone, problem)
             plain = runs(method, problem, "plain", 3)
             assert same(runs(method, problem, "encoded star", 3), plain) and torch.isfinite(plain.x).all(), (
                 str(spec),
