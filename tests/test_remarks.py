@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -234,8 +233,10 @@ def test_methods_report_solvers_that_stop_short(spec: str, monkeypatch: pytest.M
     assert 1 <= remark["count"] <= 5 and remark["worst"] > 1.0
 
 
-def test_a_method_that_suspects_nothing_adds_nothing() -> None:
-    class Quiet(Talkative):
-        name = "quiet"
-
-    assert Talkative().suspect(None) == "" and dataclasses.replace(Quiet()).suspect(None) == ""  # type: ignore[arg-type]
+@pytest.mark.parametrize(("similarity", "kind"), [(0.1, "no theorem"), (0.3, "theorem")])
+def test_no_theorem_is_claimed_for_a_similarity_below_the_problems(similarity: float, kind: str) -> None:
+    """delta_server is 0.2: with less than that the theorem of sliding says nothing, and the method says why."""
+    problem = "rotated_quadratic(d=6, workers=3, similarity=0.2, mu=0.3)"
+    entrant = laconic.run(problem, f"sliding(similarity={similarity})", iterations=1).document["methods"][0]
+    assert entrant["step_kind"] == kind
+    assert (f"similarity={similarity} is below" in str(entrant["why"])) == (kind == "no theorem")

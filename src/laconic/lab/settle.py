@@ -72,17 +72,18 @@ def settle(named: Named, setting: Setting) -> Entrant:
         guarantee = method.guarantee(setting)
     except NoTheorem as error:
         why = str(error)
+    suspicion = method.suspect(setting)
     asked, step = _step(named.method), _step(method)
     if isinstance(asked, str):
         kind = f"{asked} {THEOREM}"
-    elif guarantee is None:
+    elif guarantee is None or suspicion:
         kind = NO_THEOREM
     else:
         kind = THEOREM if asked is None else EXPLICIT
     if step is None and guarantee is not None:
         step = finite(guarantee.step)
     number = None if step is None else float(step)
-    return Entrant(named.label, named.given, method, guarantee, number, kind, why, method.suspect(setting))
+    return Entrant(named.label, named.given, method, guarantee, number, kind, why or suspicion, suspicion)
 
 
 def _step(method: Method) -> Any:
