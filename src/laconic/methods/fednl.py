@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -42,7 +43,48 @@ class State:
 
 
 @dataclass(frozen=True)
-class FedNL(Method):
+class _Learned(Method):
+    """What starts from Hessians of the workers and learns them."""
+
+    compressor: Compressor
+    learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
+    start: Compressor | None = None
+
+    async def init(self, oracles: Oracles, link: Link) -> State:
+        x = oracles.start()
+        sent = await first_hessians(x, oracles, link, self.start)
+        return State(x, sent.own.dense(), sent.mean.dense())
+
+    def point(self, state: State) -> Tensor:
+        return state.x
+
+
+@dataclass(frozen=True)
+class _Shifted(_Learned):
+    """Workers send gradients, changes of Hessians and how far theirs are off; `move` steps with the old H + l I."""
+
+    @abstractmethod
+    def move(self, hessian: Tensor, error: Tensor, g: Tensor) -> Tensor:
+        """x+ - x from the svec H, l of shape () and grad f(x) of shape (*shape)."""
+
+    async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
+        a = number(self.learning_rate)
+        x = await link.broadcast(state.x)
+        change, squares = oracles.hessian_changes(x, state.shift)
+        gradient, learned, distance = await together(
+            link.uplink(None, oracles.gradients(x)),
+            link.uplink(self.compressor, change),
+            link.uplink(None, squares.sqrt()),
+        )
+        g, error = gradient.mean.dense(), distance.mean.dense()
+        step = attempted(link, lambda: self.move(state.hessian, error, g), like=state.x)
+        learned.own.add_to(state.shift, scale=a)
+        learned.mean.add_to(state.hessian, scale=a)
+        return State(state.x + step, state.shift, state.hessian)
+
+
+@dataclass(frozen=True)
+class FedNL(_Shifted):
     """Newton's method with the old H and its distance l to the Hessians: x+ = x - (H + l I)^{-1} grad f(x) (option 2).
 
     Worker i sends its gradient, S_i = C(hess f_i(x) - H_i) and l_i = ||hess f_i(x) - H_i||_F in one round; then
@@ -65,10 +107,6 @@ class FedNL(Method):
     'fednl(topk(k=2408))'
     """
 
-    compressor: Compressor
-    learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
-    start: Compressor | None = None
-
     name = "fednl"
     example = "fednl(topk(k=0.05))"
     source = paper("Algorithm 1, option 2")
@@ -80,32 +118,12 @@ class FedNL(Method):
     def guarantee(self, setting: Setting) -> Guarantee:
         return local(setting, paper("Theorem 3.6"), LEARNED)
 
-    async def init(self, oracles: Oracles, link: Link) -> State:
-        x = oracles.start()
-        sent = await first_hessians(x, oracles, link, self.start)
-        return State(x, sent.own.dense(), sent.mean.dense())
-
-    async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
-        a = number(self.learning_rate)
-        x = await link.broadcast(state.x)
-        change, squares = oracles.hessian_changes(x, state.shift)
-        gradient, learned, distance = await together(
-            link.uplink(None, oracles.gradients(x)),
-            link.uplink(self.compressor, change),
-            link.uplink(None, squares.sqrt()),
-        )
-        g, error = gradient.mean.dense(), distance.mean.dense()
-        step = attempted(link, lambda: newton_step(state.hessian, error, g), like=state.x)
-        learned.own.add_to(state.shift, scale=a)
-        learned.mean.add_to(state.hessian, scale=a)
-        return State(state.x - step, state.shift, state.hessian)
-
-    def point(self, state: State) -> Tensor:
-        return state.x
+    def move(self, hessian: Tensor, error: Tensor, g: Tensor) -> Tensor:
+        return -newton_step(hessian, error, g)
 
 
 @dataclass(frozen=True)
-class FedNLProjected(Method):
+class FedNLProjected(_Learned):
     """FedNL with x+ = x - [H]_mu^{-1} grad f(x) (option 1): [H]_mu is the nearest matrix with eigenvalues >= mu.
 
     As `fednl`, without the distances l_i. The server decomposes H only where H - mu I has no Cholesky factor, for
@@ -126,9 +144,6 @@ class FedNLProjected(Method):
     'fednl_projected(topk(k=100), mu=0.001)'
     """
 
-    compressor: Compressor
-    learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
-    start: Compressor | None = None
     mu: Annotated[float | None, Interval(0.0, open="low")] = None
 
     name = "fednl_projected"
@@ -141,11 +156,6 @@ class FedNLProjected(Method):
 
     def guarantee(self, setting: Setting) -> Guarantee:
         return local(setting, paper("Theorem 3.6"), LEARNED)
-
-    async def init(self, oracles: Oracles, link: Link) -> State:
-        x = oracles.start()
-        sent = await first_hessians(x, oracles, link, self.start)
-        return State(x, sent.own.dense(), sent.mean.dense())
 
     async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
         a, mu = number(self.learning_rate), number(self.mu)
@@ -160,12 +170,9 @@ class FedNLProjected(Method):
         learned.mean.add_to(state.hessian, scale=a)
         return State(state.x - step, state.shift, state.hessian)
 
-    def point(self, state: State) -> Tensor:
-        return state.x
-
 
 @dataclass(frozen=True)
-class FedNLCR(Method):
+class FedNLCR(_Shifted):
     """FedNL with cubic regularisation: x+ = x + argmin_s <g, s> + s'(H + l I) s / 2 + (L_* / 6) ||s||^3.
 
     As `fednl`, with g = grad f(x) and L_* the Lipschitz constant of the Hessian of f: H + l I is at least the Hessian,
@@ -187,9 +194,6 @@ class FedNLCR(Method):
     'fednl_cr(topk(k=100))'
     """
 
-    compressor: Compressor
-    learning_rate: Annotated[float | None, Interval(0.0, 1.0, open="low")] = None
-    start: Compressor | None = None
     hessian_lipschitz: Annotated[float | None, Interval(0.0)] = None
 
     name = "fednl_cr"
@@ -214,30 +218,7 @@ class FedNLCR(Method):
             leans_on=estimates(mu=c.mu, hessian_lipschitz=c.hessian_lipschitz),
         )
 
-    async def init(self, oracles: Oracles, link: Link) -> State:
-        x = oracles.start()
-        sent = await first_hessians(x, oracles, link, self.start)
-        return State(x, sent.own.dense(), sent.mean.dense())
-
-    async def iterate(self, state: State, oracles: Oracles, link: Link) -> State:
-        a = number(self.learning_rate)
-        x = await link.broadcast(state.x)
-        change, squares = oracles.hessian_changes(x, state.shift)
-        gradient, learned, distance = await together(
-            link.uplink(None, oracles.gradients(x)),
-            link.uplink(self.compressor, change),
-            link.uplink(None, squares.sqrt()),
-        )
-        g, error = gradient.mean.dense(), distance.mean.dense()
-        step = attempted(link, lambda: self._step(state.hessian, error, g), like=state.x)
-        learned.own.add_to(state.shift, scale=a)
-        learned.mean.add_to(state.hessian, scale=a)
-        return State(state.x + step, state.shift, state.hessian)
-
-    def _step(self, hessian: Tensor, error: Tensor, g: Tensor) -> Tensor:
+    def move(self, hessian: Tensor, error: Tensor, g: Tensor) -> Tensor:
         matrix = svec_to_matrix(hessian, g.numel())
         matrix.diagonal().add_(error)
         return cubic_step(matrix, g.reshape(-1), number(self.hessian_lipschitz)).view(g.shape)
-
-    def point(self, state: State) -> Tensor:
-        return state.x
