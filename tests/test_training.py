@@ -158,7 +158,7 @@ def test_what_a_hook_cannot_give_is_refused_by_name_and_reason() -> None:
         "no mechanism": ("topk(k=0.1)", "it is a compressor; give a mechanism"),
         "no theorem": ("diana(topk(k=0.1))", "give explicit rate"),
         "window": ("window=0", "window must be an integer >= 1"),
-        "dtype": ("'scale'", "torch.bfloat16", "must be float32 or float64"),
+        "dtype": ("'scale'", "torch.float16", "must be float64, float32 or bfloat16"),
     }
     assert said.keys() == expected.keys()
     for name, pieces in expected.items():

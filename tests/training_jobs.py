@@ -27,7 +27,7 @@ from laconic.runtime.local import Local
 from laconic.runtime.process_group import Pending, ProcessGroup
 from laconic.training import attach
 from laconic.training.conductor import Conductor
-from laconic.training.hook import setting_of
+from laconic.training.policy import Policy, setting_of
 
 MANY_BUCKETS = 0.0008  # MiB
 
@@ -161,8 +161,8 @@ def job_train(
     kind: torch.dtype = getattr(torch, dtype)
     model = DistributedDataParallel(Net(kind), bucket_cap_mb=bucket_cap_mb)  # type: ignore[arg-type]
     genuine = dist.all_gather, dist.all_reduce
-    attached = attach(model, mechanism, window=window)
-    runtime: Any = attached._runtime
+    attached = attach(model, Policy(mechanism, rules=()), window=window)
+    runtime: Any = attached.averager.runtime
     try:
         issued = recorded_collectives(runtime.carrier._group)
         recorder = Recorder(runtime, random.Random(1) if delayed == dist.get_rank() else None)
@@ -171,8 +171,11 @@ def job_train(
     finally:
         dist.all_gather, dist.all_reduce = genuine
         attached.detach()
+    said = account(runtime)
+    flags = sum(map(len, buckets)) * dist.get_world_size() * kind.itemsize  # whether numbers were finite, per bucket
+    said["uplink"] = [size - flags for size in said["uplink"]]
     return {
-        **parameters_of(model.module), **account(runtime), "buckets": buckets, "events": recorder.events,
+        **parameters_of(model.module), **said, "buckets": buckets, "events": recorder.events,
         "issued": issued, "waited": recorder.waited, "memory": sorted(attached.memory), "steps": attached.steps,
     }  # fmt: skip
 
@@ -196,7 +199,7 @@ def job_detach(dtype: str) -> dict[str, Any]:
     """After detaching: the gradients that DDP leaves, the mean over ranks, and the threads of the conductor."""
     kind: torch.dtype = getattr(torch, dtype)
     model = DistributedDataParallel(Net(kind))
-    attached = attach(model, "ef21(topk(k=0.1))")
+    attached = attach(model, Policy("ef21(topk(k=0.1))", rules=()))
     train(model, 2, kind)
     rounds = attached.ledger.rounds
     attached.detach()
@@ -220,10 +223,10 @@ def job_detach(dtype: str) -> dict[str, Any]:
 def job_train_struck(step: int) -> dict[str, Any]:
     """Rank 1 dies in the middle of a step; what the others' backward passes say, and whether memory stayed."""
     model = DistributedDataParallel(Net(torch.float64))
-    attached = attach(model, "ef21(topk(k=0.1))", timeout=5.0)
+    attached = attach(model, Policy("ef21(topk(k=0.1))", rules=()), timeout=5.0)
     train(model, step, torch.float64)
     if dist.get_rank() == 1:
-        attached._runtime.begin = lambda flight: os._exit(3)  # type: ignore[method-assign, assignment]
+        attached.averager.runtime.begin = lambda flight: os._exit(3)  # type: ignore[method-assign, assignment]
     before = {name: sha(memory.shift) for name, memory in attached.memory.items()}
     began = time.monotonic()
     says = []
@@ -255,13 +258,13 @@ class Probing(Mechanism):
 def job_refused() -> dict[str, str]:
     """What `attach` says to what it cannot do."""
     model = DistributedDataParallel(Net(torch.float64))
-    half = DistributedDataParallel(Net(torch.bfloat16))
+    half = DistributedDataParallel(Net(torch.float16))
     attempts: dict[str, Callable[[], Any]] = {
         "full gradients": lambda: attach(model, "marina(permk)"),
         "stepsize": lambda: attach(model, "ef14_inside(topk(k=0.1))"),
         "probe": lambda: attach(model, Probing()),
         "no mechanism": lambda: attach(model, "topk(k=0.1)"),
-        "no theorem": lambda: attach(model, "diana(topk(k=0.1))"),
+        "no theorem": lambda: attach(model, Policy("diana(topk(k=0.1))", rules=())),
         "window": lambda: attach(model, "ef21(topk(k=0.1))", window=0),
         "dtype": lambda: attach(half, "ef21(topk(k=0.1))"),
     }

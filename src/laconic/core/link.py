@@ -40,6 +40,10 @@ class Cohort:
         return self.members is None
 
 
+# of a message that is about to leave: its packet, v, and the `other` and sign where it is one of v + sign other
+Observer = Callable[[Packet, Tensor, "Tensor | None", int], None]
+
+
 @dataclass
 class _Root:
     """What all scopes of one link share."""
@@ -52,6 +56,7 @@ class _Root:
     states: dict[str, Any] = field(default_factory=dict)  # of compressors, by address
     saved: dict[str, Leaf] = field(default_factory=dict)  # leaves of such states that nobody has asked for yet
     remarks: dict[str, dict[int, float]] = field(default_factory=dict)  # text -> step -> the worst number there
+    observer: Observer | None = None
 
 
 class Link:
@@ -280,6 +285,8 @@ class Link:
             if v is None:
                 raise ValueError("uplink needs a packet, or a compressor and values")
             what = self.compress(what, v, who, plus=plus, minus=minus)
+            if self._root.observer is not None:
+                self._root.observer(what, v, plus if minus is None else minus, 1 if minus is None else -1)
         sent = await Uplink(what)
         self._arrived(what)
         return sent if self._who is None else sent.among(self._who.rows)
@@ -322,6 +329,10 @@ class Link:
         self._root.saved = dict(leaves)
 
     # ---- observation, off the books ---------------------------------------------------------------------------
+
+    def observe(self, observer: Observer | None) -> None:
+        """From now on, calls it with every message that `uplink` makes of a vector, before it leaves. None ends it."""
+        self._root.observer = observer
 
     def remark(self, text: str, number: float) -> None:
         """Notes that something worth telling happened in this iteration, and how bad it was; larger is worse.

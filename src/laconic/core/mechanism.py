@@ -45,6 +45,7 @@ class Mechanism(Entry, ABC):
     lazy: ClassVar[bool] = False
     proximal: ClassVar[bool] = False
     instead: ClassVar[str] = "use another mechanism"  # what to do where a need is not met
+    caution: ClassVar[str] = ""  # what to know where gradients are stochastic
     compressor: Compressor  # of mechanisms with the need of an unbiased one
 
     @property

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from laconic.core.compressor import Compressor
@@ -108,6 +109,10 @@ class EF21(Mechanism):
     name = "ef21"
     example = "ef21(topk(k=0.05))"
     lazy = True
+    caution = (
+        "with stochastic gradients it stops at a distance that neither smaller steps nor more workers take away "
+        "(Fatkhullin, Tyurin, Richtarik 2023); ef21_sgdm averages the noise out"
+    )
     source = Source(
         "Richtarik, Sokolov, Fatkhullin",
         2021,
@@ -198,7 +203,7 @@ class EF21SGDM(Mechanism):
     async def exchange(
         self, v: Tensor, memory: MomentumMemory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, MomentumMemory]:
-        momentum = (1.0 - self.eta) * memory.momentum + self.eta * v
+        momentum = torch.lerp(memory.momentum, v, self.eta)
         sent = await link.uplink(self.compressor, momentum, minus=memory.shift)
         memory.momentum = momentum
         sent.own.add_to(memory.shift)

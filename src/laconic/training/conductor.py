@@ -14,6 +14,7 @@ from torch.futures import Future
 
 from laconic.core.flight import Text
 from laconic.runtime.process_group import Pending, ProcessGroup
+from laconic.training.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,16 @@ class Conductor:
     ----------
     runtime : whose `begin` and `finish` nobody else calls any more; a group of its own keeps it apart from others.
     window : texts in flight at most.
+    ended : called on the thread when all texts of a step have ended well.
     """
 
-    def __init__(self, runtime: ProcessGroup, window: int = 4) -> None:
+    def __init__(self, runtime: ProcessGroup, window: int = 4, ended: Callable[[], None] = lambda: None) -> None:
         if window < 1:
             raise ValueError(f"Conductor(window={window}) : window must be an integer >= 1")
-        self._runtime, self._window = runtime, window
+        self.meter = Meter()
+        self.idle = threading.Event()  # set while no step is in hand
+        self.idle.set()
+        self._runtime, self._window, self._ended = runtime, window, ended
         self._inbox: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._aloft: deque[_Aloft] = deque()
         self._failure: Exception | None = None
@@ -64,6 +69,7 @@ class Conductor:
     def submit(self, text: Text, last: bool) -> Future[Any]:
         """Takes the next text of the step, on every process in the same order; gives the future of its result."""
         outcome: Future[Any] = Future()
+        self.idle.clear()
         self._inbox.put(_Piece(text, last, outcome))
         # the error of a future made by `then` is one for C++ as well; that of `set_exception` alone is not
         return outcome.then(Future.value)
@@ -81,25 +87,58 @@ class Conductor:
                 if piece is None:
                     break
                 more = not piece.last
-                self._advance(piece, lambda: None)
+                self._advance(piece, None)
             else:
                 aloft = self._aloft.popleft()
-                self._advance(aloft.piece, lambda aloft=aloft: self._runtime.finish(aloft.pending))
-            more = more or not self._aloft
+                self._advance(aloft.piece, aloft.pending)
+            if not self._aloft and (not more or self._failure is not None):
+                more = True
+                self._end()
         for aloft in self._aloft:
             self._fail(aloft.piece, RuntimeError("the conductor was closed in the middle of a step"))
+        self.idle.set()
 
-    def _advance(self, piece: _Piece, replies: Callable[[], list[Any] | None]) -> None:
+    def _advance(self, piece: _Piece, pending: Pending | None) -> None:
         """Gives a text its replies and sends its next flight off, or sets its outcome where it has ended."""
         if self._failure is not None:
             return self._fail(piece, self._failure)
+        meter = self.meter
         try:
-            flight = piece.text.send(replies())
-            self._aloft.append(_Aloft(piece, self._runtime.begin(flight)))
+            replies = None if pending is None else self._landed(pending)
+            before = meter.clock()
+            try:
+                flight = piece.text.send(replies)
+            finally:
+                after = meter.clock()
+                if pending is None:
+                    meter.compress += after - before
+                else:
+                    meter.decode += after - before
+            issued = self._runtime.begin(flight)
+            now = meter.clock()
+            meter.compress += now - after
+            meter.took_off(now)
+            self._aloft.append(_Aloft(piece, issued))
         except StopIteration as stop:
             piece.outcome.set_result(stop.value)
         except Exception as failure:
             self._fail(piece, failure)
+
+    def _landed(self, pending: Pending) -> list[Any]:
+        try:
+            return self._runtime.finish(pending)
+        finally:
+            self.meter.landed(self.meter.clock())
+
+    def _end(self) -> None:
+        """No text is left of the step in hand."""
+        try:
+            if self._failure is None:
+                self._ended()
+        except Exception as failure:  # of a listener: training must hear of it
+            self._failure = failure
+        finally:
+            self.idle.set()
 
     def _fail(self, piece: _Piece, failure: Exception) -> None:
         self._failure = failure

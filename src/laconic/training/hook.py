@@ -1,162 +1,215 @@
-"""The communication hook of PyTorch's DDP: its gradients are averaged by a mechanism, one worker per process."""
+"""The communication hook of PyTorch's DDP: its gradients are averaged by mechanisms, one worker per process."""
 
 from __future__ import annotations
 
-import datetime
-import math
-from collections.abc import Sequence
-from typing import Any, cast
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from laconic.core.flight import together
 from laconic.core.ledger import Ledger
-from laconic.core.mechanism import Mechanism, Need
-from laconic.core.problem import Constant, Constants, Kind
-from laconic.core.spec import parse
-from laconic.core.theory import Setting
-from laconic.runtime.process_group import ProcessGroup
-from laconic.training.conductor import Conductor
+from laconic.core.mechanism import Mechanism
+from laconic.training.averager import Averager
+from laconic.training.meter import Step
+from laconic.training.needs import refuse
+from laconic.training.nonfinite import NonFinite
+from laconic.training.notices import announce
+from laconic.training.policy import Policy
 
-DTYPES = (torch.float32, torch.float64)
-# the compressor's affair, and the optimizer's: with a learning rate that falls, memories of gradients count too much
-_NOT_ASKED = frozenset({Need.UNBIASED, Need.CONSTANT_STEP})
+
+class Scaler(Protocol):
+    """What is used of `torch.amp.GradScaler`."""
+
+    def get_scale(self) -> float: ...
+
+
+class _Switch:
+    """The hook that a model has for good: DDP takes one, once. It leads to the averager that is attached, if one is."""
+
+    def __init__(self, model: DistributedDataParallel) -> None:
+        self.attached: Attached | None = None
+        self._group = cast(dist.ProcessGroup, model.process_group)
+
+    def hook(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """What DDP calls when the gradients of a bucket are ready, on every process in the order of the buckets."""
+        if self.attached is None:
+            return allreduce_hook(self._group, bucket)
+        return self.attached.hook(bucket)
+
+
+_switches: weakref.WeakKeyDictionary[nn.Module, _Switch] = weakref.WeakKeyDictionary()
 
 
 class Attached:
-    """A mechanism at work inside a DDP model; made by :func:`attach`.
+    """Mechanisms at work inside a DDP model; made by :func:`attach`.
 
     Attributes
     ----------
-    memory : what the mechanism keeps, by parameter name. (DDP deals parameters to other buckets after its first
-        iteration, so a bucket is no name.) Do not touch it during a backward pass.
-    steps : backward passes with communication so far; the address of their randomness.
+    averager : which averages, and knows memory, bytes and times.
     """
 
-    def __init__(
-        self, model: DistributedDataParallel, mechanisms: dict[str, Mechanism], runtime: ProcessGroup, window: int
-    ) -> None:
-        self.memory: dict[str, Any] = {}
-        self.steps = 0
-        self._mechanisms, self._runtime = mechanisms, runtime
-        self._group = _group(model)
-        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
-        self._conductor: Conductor | None = Conductor(runtime, window)
+    def __init__(self, switch: _Switch, averager: Averager, names: dict[Tensor, str]) -> None:
+        self.averager = averager
+        self._switch, self._names = switch, names
 
     @property
     def ledger(self) -> Ledger:
         """The bytes said so far."""
-        return self._runtime.ledger
+        return self.averager.ledger
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What mechanisms keep, by parameter name; not to be touched during a backward pass.
+
+        (DDP deals parameters to other buckets after its first iteration, so a bucket is no name.)
+        """
+        return self.averager.memory
+
+    @property
+    def steps(self) -> int:
+        """Backward passes with communication so far; the address of their randomness."""
+        return self.averager.steps
+
+    @property
+    def listeners(self) -> list[Callable[[Step], None]]:
+        """Called with what each step has cost; see :class:`Averager`."""
+        return self.averager.listeners
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process' part of the state, to be saved by every process; safe to load with weights_only=True.
+
+        `laconic.training.merge` makes one whole of the parts of all processes.
+        """
+        return self.averager.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from this process' part, or from a whole, of as many or of another number of processes.
+
+        Raises ValueError, one line, for a checkpoint of another model or mechanism, naming what differs.
+        """
+        self.averager.load_state_dict(state)
 
     def detach(self) -> None:
-        """Ends the compression: from now on DDP averages gradients by an all-reduce, as it does without a hook.
-
-        DDP cannot be rid of a hook, so the model keeps one that does this, and takes no second mechanism.
-        """
-        if self._conductor is not None:
-            self._conductor.close()
-            self._conductor = None
+        """Ends the compression: from now on DDP averages gradients by an all-reduce, as it does without a hook."""
+        if self._switch.attached is self:
+            self._switch.attached = None
+            self.averager.close()
 
     def hook(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """What DDP calls when the gradients of a bucket are ready, on every process in the order of the buckets."""
-        if self._conductor is None:
-            return allreduce_hook(self._group, bucket)
+        """Hands a bucket of DDP's to the averager."""
         names = [self._names[parameter] for parameter in bucket.parameters()]
-        text = self._average(names, bucket.gradients(), bucket.buffer(), first=bucket.index() == 0)
-        return self._conductor.submit(text, last=bucket.is_last())
-
-    async def _average(self, names: Sequence[str], gradients: Sequence[Tensor], buffer: Tensor, first: bool) -> Tensor:
-        """The text of a bucket: `gradients` are views of the flat `buffer`; what parameters say travels together."""
-        if first:  # no text of the step before is left: DDP waits for all of its buckets, and so does the conductor
-            self._runtime.links[0].begin(self.steps)
-            self.steps += 1
-        estimates = await together(*map(self._exchange, names, gradients))
-        for gradient, estimate in zip(gradients, estimates, strict=True):
-            gradient.copy_(estimate)
-        return buffer
-
-    async def _exchange(self, name: str, gradient: Tensor) -> Tensor:
-        mechanism, link = self._mechanisms[name], self._runtime.links[0].scope(name)
-        v = gradient.detach()[None]
-        if name in self.memory:
-            estimate, self.memory[name] = await mechanism.exchange(v, self.memory[name], link)
-        else:
-            estimate, self.memory[name] = await mechanism.init(v, link)
-        return estimate
+        return self.averager.submit(
+            names, bucket.gradients(), first=bucket.index() == 0, last=bucket.is_last(), result=bucket.buffer()
+        )
 
 
 def attach(
-    model: DistributedDataParallel, mechanism: Mechanism | str, *, seed: int = 0, window: int = 4, timeout: float = 60.0
+    model: DistributedDataParallel,
+    mechanism: Policy | Mechanism | str,
+    *,
+    seed: int = 0,
+    window: int = 4,
+    timeout: float = 60.0,
+    scaler: Scaler | None = None,
+    non_finite: NonFinite | None = None,
+    sample_every: int = 0,
 ) -> Attached:
     """Lets a mechanism average the gradients of a DDP model. Call it on every process, before the first backward pass.
 
-    Each process is one worker. The messages of a bucket travel together, on a group of their own that this call makes
-    and a thread of their own, while DDP goes on with the backward pass.
+    Each process is one worker. The messages of a bucket travel together, on a group and a thread of their own, while
+    DDP goes on with the backward pass. Small and one-dimensional tensors travel dense, which is announced; a
+    :class:`Policy` decides otherwise, and has warm-ups.
+
+    Gradient accumulation (`no_sync`), clipping, learning-rate schedules, `find_unused_parameters`, autocast and
+    `torch.compile` work as without it: mechanisms see the gradients that DDP would have averaged.
 
     Parameters
     ----------
-    model : with parameters on the CPU in float32 or float64, over all processes of `torch.distributed`.
-    mechanism : or its spec, such as "ef21(topk(k=0.01))".
+    model : with parameters on the CPU in float32, float64 or bfloat16, over all processes of `torch.distributed`.
+    mechanism : a policy, a mechanism or its spec, such as "ef21_sgdm(topk(k=0.01) | natural)".
     seed : of its randomness, the same on every process.
     window : buckets in flight at most.
     timeout : seconds after which a collective that does not complete is an error.
+    scaler : the GradScaler in use, if any: memories are kept in units without its scale.
+    non_finite : what to do where gradients are not finite; None is `Skip()`.
+    sample_every : steps between measurements of what is owed (`Step.residual`); 0 for none.
 
     Returns
     -------
-    Attached : what the mechanism keeps, its ledger, and `detach()`.
+    Attached : its ledger, state and `detach()`.
 
     Raises
     ------
-    ValueError : a mechanism that needs what a hook cannot give, a theorem's parameter that is open and has no theorem
-        for a parameter's size, a model elsewhere or in another dtype.
+    ValueError : what is not a DDP model, or has a hook already; a mechanism that needs what a hook cannot give; a
+        theorem's parameter that is open and has no theorem for a parameter's size; sparse gradients; a model elsewhere,
+        in another dtype or over some of the processes; processes that were given different things.
 
     Examples
     --------
-    >>> attached = attach(DistributedDataParallel(net), "ef21(topk(k=0.01))")  # doctest: +SKIP
+    >>> attached = attach(DistributedDataParallel(net), "ef21_sgdm(topk(k=0.01) | natural)")  # doctest: +SKIP
     >>> loss(model(inputs), targets).backward()  # doctest: +SKIP
     """
-    chosen = parse(mechanism) if isinstance(mechanism, str) else mechanism
-    if not isinstance(chosen, Mechanism):
-        raise ValueError(f"attach(mechanism={str(mechanism)!r}) : it is a {chosen.kind}; give a mechanism")
-    _refuse_what_a_hook_cannot_give(chosen)
-    n, spans = dist.get_world_size(), dist.get_world_size(_group(model))
+    if not isinstance(model, DistributedDataParallel):
+        raise ValueError(
+            f"attach(model={type(model).__name__}) : model must be a DistributedDataParallel; wrap it in one, or use "
+            "laconic.training.Compressed around the optimizer"
+        )
+    policy = Policy.of(mechanism)
+    for one in policy.mechanisms:
+        refuse(one, frozenset(), "a DDP hook")
+        if one.caution:
+            announce(f"{one} : {one.caution}")
+    switch = _switches.get(model)
+    if switch is not None and switch.attached is not None:
+        raise ValueError("attach : the model has a mechanism attached already; call detach(model) first")
+    n, spans = dist.get_world_size(), dist.get_world_size(cast(dist.ProcessGroup, model.process_group))
     if spans != n:
         raise ValueError(f"attach : the model spans {spans} of {n} processes; it must span all of them")
-    mechanisms = {}
-    for name, parameter in model.module.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype not in DTYPES:
+    named = {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+    _refuse_sparse(model.module)
+    averager = Averager(
+        named, policy, seed=seed, window=window, timeout=timeout, non_finite=non_finite, sample_every=sample_every
+    )
+    if scaler is not None:
+        averager.scaled_by(scaler.get_scale)
+    if switch is None:
+        switch = _registered(model, averager)
+    switch.attached = Attached(switch, averager, {parameter: name for name, parameter in named.items()})
+    return switch.attached
+
+
+def detach(model: DistributedDataParallel) -> None:
+    """Ends the compression of a model: from now on DDP averages gradients by an all-reduce.
+
+    DDP cannot be rid of a hook, so the model keeps one that does this; another `attach` takes it over.
+    """
+    switch = _switches.get(model)
+    if switch is not None and switch.attached is not None:
+        switch.attached.detach()
+
+
+def _registered(model: DistributedDataParallel, averager: Averager) -> _Switch:
+    switch = _Switch(model)
+    try:
+        # DDP compares a hook's annotations with types, and ours are text; a lambda has none
+        model.register_comm_hook(switch, lambda switch, bucket: switch.hook(bucket))
+    except RuntimeError as error:
+        averager.close()
+        line = str(error).splitlines()[0]
+        raise ValueError(f"attach : the model has another communication hook already ({line})") from error
+    _switches[model] = switch
+    return switch
+
+
+def _refuse_sparse(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False) and isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
             raise ValueError(
-                f"attach : the parameter {name!r} is {parameter.dtype} on {parameter.device}; "
-                "it must be float32 or float64 on the CPU"
+                f"attach : {name!r} ({type(part).__name__}) gives sparse gradients, which DDP averages without hooks; "
+                "make it with sparse=False"
             )
-        mechanisms[name] = chosen.settled(setting_of(n, tuple(parameter.shape)))
-    group = cast(dist.ProcessGroup, dist.new_group(timeout=datetime.timedelta(seconds=timeout)))
-    attached = Attached(model, mechanisms, ProcessGroup(n, seed=seed, group=group), window)
-    # DDP compares a hook's annotations with types, and ours are text; a lambda has none
-    model.register_comm_hook(attached, lambda attached, bucket: attached.hook(bucket))
-    return attached
-
-
-def _group(model: DistributedDataParallel) -> dist.ProcessGroup:
-    return cast(dist.ProcessGroup, model.process_group)
-
-
-def _refuse_what_a_hook_cannot_give(mechanism: Mechanism) -> None:
-    asks = mechanism.needs - _NOT_ASKED
-    lacks = [need.value for need in sorted(asks, key=lambda need: need.value)]
-    if mechanism.takes_step:
-        lacks.append("the stepsize (its estimate is a step, and a hook hands gradients to an optimizer)")
-    if lacks:
-        raise ValueError(f"attach : {mechanism} needs {' and '.join(lacks)}, which a DDP hook cannot give")
-
-
-def setting_of(n: int, shape: tuple[int, ...]) -> Setting:
-    """What is known of one parameter: its size. Constants of the loss are not."""
-    unknown = Constant(math.nan, Kind.ESTIMATE, "unknown in training")
-    constants = Constants(L=unknown, L_workers=(), L_max=unknown, L_tilde=unknown, L_plus=unknown, L_pm=unknown)
-    return Setting(constants, n, shape, convex=False)

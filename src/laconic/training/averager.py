@@ -1,0 +1,307 @@
+"""The averager: named tensors of n processes become their averages, each by its own mechanism."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+from laconic.core.estimator import Probe
+from laconic.core.flight import together
+from laconic.core.floats import wide
+from laconic.core.ledger import Ledger
+from laconic.core.link import Link
+from laconic.core.mechanism import Mechanism
+from laconic.kernels import fold
+from laconic.runtime.process_group import ProcessGroup
+from laconic.training import state as states
+from laconic.training.conductor import Conductor
+from laconic.training.meter import Sampler, Step
+from laconic.training.nonfinite import NonFinite, NotFinite, Skip
+from laconic.training.notices import announce
+from laconic.training.policy import Plan, Policy, dense_share
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+R = TypeVar("R")
+
+
+class Averager:
+    """n processes, each one worker, with tensors of the same names and shapes: a step overwrites them with averages.
+
+    Tensors are handed in bucket by bucket. The messages of a bucket travel together, on a group and a thread of the
+    averager's own, while the caller goes on; the order of buckets must be the same on every process. Memory is kept by
+    the tensors' names. A step in which a worker's numbers are not finite changes no memory of the buckets concerned.
+
+    Parameters
+    ----------
+    named : tensors (or parameters) on the CPU with the names, shapes and dtypes of what will be averaged. Narrow
+        floats are averaged in float32.
+    policy : which mechanism averages which tensor; a mechanism or its spec is the default policy around it.
+    seed : of the mechanisms' randomness.
+    window : buckets in flight at most.
+    timeout : seconds after which a collective that does not complete is an error.
+    non_finite : what to do where gradients are not finite.
+    sample_every : steps between measurements of residual, contraction and norm; 0 for none. They cost a few passes.
+
+    Raises
+    ------
+    ValueError : what the policy refuses; tensors elsewhere or in another dtype; processes with another policy, other
+        tensors, another seed or window (told at once, on all of them).
+
+    Attributes
+    ----------
+    memory : what the mechanisms keep, by name. Not to be touched during a step.
+    steps : begun so far; the address of their randomness.
+    listeners : called with the :class:`Step` at the end of each, on the averager's thread, in order. What they raise
+        reaches the next step.
+    """
+
+    def __init__(
+        self, named: Mapping[str, Tensor], policy: Policy | Mechanism | str, *, seed: int = 0, window: int = 4,
+        timeout: float = 60.0, non_finite: NonFinite | None = None, sample_every: int = 0,
+    ) -> None:  # fmt: skip
+        if not dist.is_initialized():
+            raise ValueError("Averager : torch.distributed is not initialised; call init_process_group('gloo') first")
+        for name, tensor in named.items():
+            if tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
+                raise ValueError(
+                    f"Averager : {name!r} is {tensor.dtype} on {tensor.device}; it must be float64, float32 or "
+                    "bfloat16 on the CPU"
+                )
+        self.policy = Policy.of(policy)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+        self.dtypes = {name: wide(tensor.dtype) for name, tensor in named.items()}
+        self.memory: dict[str, Any] = {}
+        self.steps = 0
+        self.listeners: list[Callable[[Step], None]] = []
+        self.sample_every = sample_every
+        self.seed = seed
+        self._non_finite = non_finite or Skip()
+        self._units: Callable[[], float] | None = None
+        self._dense = 4 * sum(tensor.numel() for tensor in named.values())
+        n = dist.get_world_size()
+        _refuse_debts(self.policy)
+        self.plans = {name: self.policy.plan(name, shape, n) for name, shape in self.shapes.items()}
+        group = cast(dist.ProcessGroup, dist.new_group(timeout=datetime.timedelta(seconds=timeout)))
+        self.runtime = ProcessGroup(n, seed=seed, group=group)
+        self.rank, self.world = self.runtime.rank, n
+        self._conductor = Conductor(self.runtime, window, self._ended)
+        self._sampler: Sampler | None = None
+        self._skipped = 0
+        self._counted = (0, 0, 0)
+        self._agree(window)
+        text = dense_share(self.policy, dict(named))
+        if text is not None and self.world > 1:
+            announce(text)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The bytes said so far."""
+        return self.runtime.ledger
+
+    def scaled_by(self, units: Callable[[], float]) -> None:
+        """From now on tensors come multiplied by `units()`, as a GradScaler's gradients do; memory is without it."""
+        self._units = units
+
+    # ---- a step -----------------------------------------------------------------------------------------------
+
+    def submit(
+        self, names: Sequence[str], tensors: Sequence[Tensor], *, first: bool, last: bool, result: R = None,
+        probes: Mapping[str, Probe] | None = None,
+    ) -> Future[R]:  # fmt: skip
+        """Hands in a bucket of the step; the future gives `result` once the tensors hold their averages.
+
+        Parameters
+        ----------
+        names, tensors : of the bucket; the tensors are overwritten, and are not to be touched before that.
+        first, last : whether the step begins and ends with it.
+        probes : by name, for mechanisms that need one; called on the averager's thread.
+        """
+        if first:
+            self.wait()  # for the listeners of the step before
+            self._conductor.meter.restart()
+        future = self._conductor.submit(self._bucket(names, tensors, first, result, probes or {}), last)
+        if last:
+            self._conductor.meter.handed_in()
+        return future
+
+    def start(self, tensors: Mapping[str, Tensor], probes: Mapping[str, Probe] | None = None) -> Future[None]:
+        """A whole step at once, in place; the future is done when it is."""
+        return self.submit(list(tensors), list(tensors.values()), first=True, last=True, probes=probes)
+
+    def average(self, tensors: Mapping[str, Tensor]) -> None:
+        """A whole step at once, in place."""
+        self.start(tensors).wait()
+
+    def wait(self) -> None:
+        """Waits until the step in hand, if there is one, has ended and the listeners have heard of it."""
+        self._conductor.idle.wait()
+
+    async def _bucket(
+        self, names: Sequence[str], tensors: Sequence[Tensor], first: bool, result: R, probes: Mapping[str, Probe]
+    ) -> R:
+        """The text of a bucket: what its tensors say travels together."""
+        link = self.runtime.links[0]
+        if first:  # no text of the step before is left: who hands tensors in waits for all of them
+            link.begin(self.steps)
+            self._begin()
+        units = 1.0 if self._units is None else self._units()
+        if units != 1.0:
+            for tensor in tensors:
+                tensor.div_(units)
+        bad = self._not_finite(tensors)
+        try:
+            _, *estimates = await together(
+                self._all_finite(link.scope(names[0]), bad, tensors[0].dtype),
+                *(
+                    self._exchange(name, _as_vector(tensor, bad), probes.get(name))
+                    for name, tensor in zip(names, tensors, strict=True)
+                ),
+            )
+        except NotFinite as found:
+            self._skipped += 1
+            self._non_finite.met(found, names, tensors, self.steps - 1, self._units is not None)
+            return result
+        for tensor, estimate in zip(tensors, estimates, strict=True):
+            tensor.copy_(estimate)
+            if units != 1.0:
+                tensor.mul_(units)
+        return result
+
+    def _begin(self) -> None:
+        self.steps += 1
+        sampled = self.sample_every > 0 and (self.steps - 1) % self.sample_every == 0
+        self._sampler = Sampler() if sampled else None
+        self.runtime.links[0].observe(None if self._sampler is None else self._sampler.sent)
+        self._skipped = 0
+
+    @staticmethod
+    def _not_finite(tensors: Sequence[Tensor]) -> int:
+        """Which tensor of a bucket is the first with a number that is not finite, from 1; 0 if none is."""
+        for place, tensor in enumerate(tensors):
+            if not fold.finite(tensor.detach()):
+                return place + 1
+        return 0
+
+    async def _all_finite(self, link: Link, bad: int, dtype: torch.dtype) -> None:
+        """Tells everyone whether numbers were finite here. Raises NotFinite, on all processes, where some were not."""
+        flags = torch.zeros(1, self.world, dtype=wide(dtype))
+        flags[0, self.rank] = bad
+        found = await link.all_reduce(flags)
+        if bool((found != 0).any()):
+            places = (found * self.world).round().to(torch.int64).tolist()
+            raise NotFinite({worker: place - 1 for worker, place in enumerate(places) if place})
+
+    async def _exchange(self, name: str, v: Tensor, probe: Probe | None = None) -> Tensor:
+        plan, link, step = self.plans[name], self.runtime.links[0].scope(name), self.steps - 1
+        mechanism = plan.at(step)
+        if self._sampler is not None:
+            self._sampler.handed(v)
+            seen = self._sampler.seen
+        if name in self.memory and not self._starts_anew(plan, step):
+            estimate, memory = await mechanism.exchange(v, self.memory[name], link, probe)
+        else:
+            estimate, memory = await mechanism.init(v, link, probe)
+        self.memory[name] = memory
+        if self._sampler is not None and not seen:
+            self._sampler.kept(memory)
+        return estimate
+
+    @staticmethod
+    def _starts_anew(plan: Plan, step: int) -> bool:
+        """Whether a step is the first of a stage whose mechanism cannot go on with the memory of the one before."""
+        return step > 0 and type(plan.at(step)) is not type(plan.at(step - 1))
+
+    def _ended(self) -> None:
+        """On the conductor's thread: all buckets of the step have their averages."""
+        ledger, meter, sampler = self.ledger, self._conductor.meter, self._sampler
+        transport = ledger.transport
+        now = (
+            int(ledger.uplink[self.rank]),
+            int(ledger.downlink[self.rank]),
+            transport.payload + transport.framing,
+        )
+        up, down, sent = (new - old for new, old in zip(now, self._counted, strict=True))
+        self._counted = now
+        step = Step(
+            self.steps - 1, up, down, self._dense, sent, meter.compress, meter.communicate, meter.decode,
+            meter.exposed, meter.hidden, skipped=self._skipped,
+        )  # fmt: skip
+        if sampler is not None:
+            step = dataclasses.replace(
+                step, residual=sampler.residual, contraction=sampler.contraction, norm=sampler.norm
+            )
+        for listener in self.listeners:
+            listener(step)
+
+    # ---- agreement, state, end ----------------------------------------------------------------------------------
+
+    def _agree(self, window: int) -> None:
+        """Compares what the processes were given. Raises ValueError on all of them where it differs."""
+        given = {
+            "policy": str(self.policy),
+            "tensors": str(self.shapes),
+            "seed": str(self.seed),
+            "window": str(window),
+        }
+        digests = [hashlib.blake2b(text.encode(), digest_size=7).digest() for text in given.values()]
+        mine = torch.tensor([[int.from_bytes(digest, "little") for digest in digests]], dtype=torch.int64)
+        (everyone,) = self.runtime.drive(self._look(mine))
+        differ = (everyone != everyone[0]).numpy()
+        if differ.any():
+            what = [name for name, column in zip(given, differ.T, strict=True) if column.any()]
+            ranks = np.flatnonzero(differ.any(axis=1)).tolist()
+            self._conductor.close()
+            raise ValueError(
+                f"rank {self.rank} : ranks {ranks} were given another {' and another '.join(what)} than rank 0; "
+                f"here it is {', '.join(given[name][:200] for name in what)}"
+            )
+
+    async def _look(self, rows: Tensor) -> Tensor:
+        return await self.runtime.links[0].look(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process' part of the state: tensors, numbers and text. See :mod:`laconic.training.state`."""
+        self.wait()
+        return states.part(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state. Raises ValueError, one line, where it is not one of this run's kind."""
+        self.wait()
+        states.load(self, state)
+        transport = self.ledger.transport
+        self._counted = (
+            int(self.ledger.uplink[self.rank]), int(self.ledger.downlink[self.rank]),
+            transport.payload + transport.framing,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._conductor.close()
+
+
+def _refuse_debts(policy: Policy) -> None:
+    """Raises ValueError where a stage of a warm-up leaves a memory that the next one does not take over."""
+    given = [*(mechanism for _, mechanism in policy.warm_up), policy.mechanism]
+    for one, following in itertools.pairwise(given):
+        assert isinstance(one, Mechanism)
+        if type(one) is not type(following) and not states.stateless(one):
+            raise ValueError(
+                f"Policy(warm_up=...) : what {one} keeps would be lost when {following} follows; a stage is dense or "
+                "of the kind of mechanism that follows it"
+            )
+
+
+def _as_vector(tensor: Tensor, bad: int) -> Tensor:
+    """What a mechanism gets: (1, *shape) in a wide dtype; zeros where it will not be used."""
+    v = tensor.detach()[None].to(wide(tensor.dtype))
+    return torch.zeros_like(v) if bad else v
