@@ -108,6 +108,11 @@ class Averager:
         """The bytes said so far."""
         return self.runtime.ledger
 
+    @property
+    def failure(self) -> Exception | None:
+        """What has gone wrong for good, if something has; futures only tell it as text."""
+        return self._conductor.failure
+
     def scaled_by(self, units: Callable[[], float]) -> None:
         """From now on tensors come multiplied by `units()`, as a GradScaler's gradients do; memory is without it."""
         self._units = units
