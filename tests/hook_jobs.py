@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs import sha
 from laconic.core.state import flatten
-from laconic.training import DENSE, Policy, Rule, Stop, attach, detach, merge, notices
+from laconic.runtime.routes import Load, Plain, Routes
+from laconic.training import DENSE, Averager, Policy, Rule, Stop, attach, detach, merge, notices
 from laconic.training.hook import Attached
 from training_jobs import MANY_BUCKETS, Net, loss_of, recorded_collectives
 
@@ -422,13 +421,6 @@ def job_differ(what: str) -> str:
     return said_by(lambda: attach(model, **given))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def job_measured(steps: int) -> dict[str, Any]:
     """What a step's record says of EF14, and what its memory holds."""
     notices.said.clear()
@@ -452,3 +444,37 @@ def job_measured(steps: int) -> dict[str, Any]:
         "owed": owed, "records": [vars(record) for record in records], "uplink": uplink,
         "sent": transport.payload + transport.framing, "notices": list(notices.said), "again": attach_again,
     }  # fmt: skip
+
+
+class Dealt(Routes):
+    """Deals requests out in turn."""
+
+    def joins(self, dense: int, world: int) -> bool:
+        return False
+
+    def owners(self, loads: Sequence[Load], world: int) -> list[int] | None:
+        return [place % world for place in range(len(loads))]
+
+
+def job_routes(mechanism: str, dealt: bool, steps: int) -> dict[str, Any]:
+    """Training whose messages go to everyone, or in two stages."""
+    model = made("plain", torch.float64)
+    named = dict(model.module.named_parameters())
+    averager = Averager(named, Policy(mechanism, rules=()), routes=Dealt() if dealt else Plain())
+    transport = averager.ledger.transport
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    begun = transport.payload + transport.framing
+    for step in range(steps):
+        optimizer.zero_grad()
+        with model.no_sync():
+            mean_loss(model, step, torch.float64).backward()
+        averager.average({name: parameter.grad for name, parameter in named.items()})
+        optimizer.step()
+    averager.wait()
+    found = {
+        "values": values_of(model.module), "uplink": averager.ledger.uplink.tolist(),
+        "messages": averager.ledger.messages_up, "payload": transport.payload,
+        "sent": transport.payload + transport.framing - begun, "collectives": averager.collectives,
+    }  # fmt: skip
+    averager.close()
+    return found

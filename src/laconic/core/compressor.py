@@ -370,6 +370,25 @@ class Unknown:
 
 
 @dataclass(frozen=True)
+class Total:
+    """The mean over all workers of what they said, where some process has added it up for everyone."""
+
+    mean: Tensor
+
+    def dense(self) -> Tensor:
+        """(*shape), a fresh tensor."""
+        return self.mean.clone()
+
+    def add_to(self, target: Tensor, scale: float = 1.0) -> None:
+        """target += scale * dense(), in place."""
+        target.add_(self.mean, alpha=scale)
+
+    def spread(self, target: Tensor) -> None:
+        """Not to be had here: messages are asked for apart by `link.uplink(..., apart=True)`."""
+        raise ValueError("each worker's own message was not asked for")
+
+
+@dataclass(frozen=True)
 class Sent:
     """What an uplink leaves behind: each worker's own decoded message, the server's mean, and how many spoke.
 
@@ -377,7 +396,7 @@ class Sent:
     """
 
     own: Own
-    mean: Mean | Unknown
+    mean: Mean | Unknown | Total
     count: int
 
     def among(self, rows: np.ndarray) -> Sent:

@@ -35,7 +35,9 @@ class Sending(Ask):
 
 @dataclass(frozen=True)
 class Uplink(Sending):
-    """Messages of the local workers to the server."""
+    """Messages of the local workers to the server, which needs them `apart` or their mean alone."""
+
+    apart: bool = False
 
 
 @dataclass(frozen=True)

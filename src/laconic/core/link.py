@@ -275,11 +275,13 @@ class Link:
         *,
         plus: Tensor | None = None,
         minus: Tensor | None = None,
+        apart: bool = False,
     ) -> Sent:
         """Compresses, sends and decodes: one message to the server of each local worker in `who` (None: of all).
 
         `what` is a packet made before, a compressor for v (speaking rows, *shape), or None for v as it is; `plus` and
-        `minus` are those of `compress`.
+        `minus` are those of `compress`; `apart`: the server needs each worker's message (`mean.spread`), not only the
+        mean.
         """
         if not isinstance(what, Packet):
             if v is None:
@@ -287,7 +289,7 @@ class Link:
             what = self.compress(what, v, who, plus=plus, minus=minus)
             if self._root.observer is not None:
                 self._root.observer(what, v, plus if minus is None else minus, 1 if minus is None else -1)
-        sent = await Uplink(what)
+        sent = await Uplink(what, apart)
         self._arrived(what)
         return sent if self._who is None else sent.among(self._who.rows)
 

@@ -65,7 +65,7 @@ class EF21Plus(Mechanism):
         packet = link.compress(self.compressor, v)
         if packet.state is not None:
             raise ValueError(f"{self} compares two messages, and {self.compressor} keeps a state; use ef21")
-        sent = await link.uplink(packet)
+        sent = await link.uplink(packet, apart=True)
         shifts = v.new_zeros(link.n, *v.shape[1:])
         sent.mean.spread(shifts)
         return mean(shifts), Memory(sent.own.dense(), shifts)
@@ -78,7 +78,9 @@ class EF21Plus(Mechanism):
         moved = link.again(whole, change)
         anew = _error(v, whole) < _error(change, moved)
         chosen = link.again(whole, torch.where(_columns(anew, v), v, change))
-        sent, flags = await together(link.uplink(chosen), link.uplink(None, anew.to(torch.uint8)))
+        sent, flags = await together(
+            link.uplink(chosen, apart=True), link.uplink(None, anew.to(torch.uint8), apart=True)
+        )
         memory.shift.masked_fill_(_columns(anew, v), 0.0)
         sent.own.add_to(memory.shift)
         replaced = torch.zeros(link.n, dtype=v.dtype)

@@ -111,6 +111,23 @@ class Carrier:
 
         return wait
 
+    def all_to_all(self, parts: Sequence[np.ndarray], incoming: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Begins to give each process its part, of which so many bytes come from each; the function waits for them."""
+        mine = torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *parts]))
+        heard = torch.empty(sum(incoming), dtype=torch.uint8)
+        outgoing = [len(part) for part in parts]
+        work = self.hand_over(
+            lambda: dist.all_to_all_single(heard, mine, list(incoming), outgoing, group=self._group, async_op=True),
+            mine,
+        )
+        self._ledger.transport.framing -= outgoing[self.rank]  # its own part stays here
+
+        def wait() -> list[np.ndarray]:
+            self._wait(work)
+            return [piece.numpy() for piece in heard.split(list(incoming))]
+
+        return wait
+
     def all_reduce(self, total: Tensor) -> Callable[[], Tensor]:
         """Begins to add up a tensor over all processes, in place; the function that is returned waits for it."""
         work = self.hand_over(lambda: dist.all_reduce(total, group=self._group, async_op=True), total)

@@ -6,7 +6,9 @@ import atexit
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from laconic.core.compressor import Mean, Packet
+from laconic.core.compressor import Mean, Own, Packet, Sent
 from laconic.core.flight import AllReduce, Ask, Downlink, Flight, Look, Show, Text, Uplink, drive
 from laconic.core.ledger import Account, Ledger
 from laconic.core.link import Link
@@ -24,11 +26,12 @@ from laconic.core.message import Malformed, Message, fixed_lengths
 from laconic.core.problem import Block
 from laconic.runtime.base import Runtime, downlink_bytes, received, uplink_bytes
 from laconic.runtime.carrier import Carrier, Gathering, NetworkFailure, Sizes
+from laconic.runtime.routes import Load, Plain, Routes
+from laconic.runtime.two_stage import Request, TwoStage
 
 __all__ = ["NetworkFailure", "Pending", "ProcessGroup", "leave"]
 
 Spoken = Uplink | AllReduce
-JOINED = 1 << 16  # more bytes that may come in so that a flight is one collective: 5 ms at 100 Mbit/s
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,22 @@ class _Sum:
 
 
 @dataclass(frozen=True)
+class _Dealt:
+    """What travels in two stages: which asks of the flight, and this process' packets."""
+
+    at: list[int]
+    own: list[Packet]
+    stages: TwoStage
+
+
+@dataclass(frozen=True)
 class Pending:
     """A flight in the air, to be handed to `finish`."""
 
     flight: Flight
     gather: _Gather | None
     sums: list[_Sum]
+    dealt: _Dealt | None = None
 
 
 class ProcessGroup(Runtime):
@@ -76,11 +89,18 @@ class ProcessGroup(Runtime):
     backend : of `torch.distributed`, where it is not initialised yet; the addresses come from the environment, as
         `torchrun` sets it. It is joined once per process, and left when the process ends.
     group : a group of all processes, whose own timeout holds then; the default is the group of `torch.distributed`.
+    routes : which collectives messages travel by where nothing above says it; None sums and gathers plainly. Others
+        spare bytes, and may add up in another way than one process does.
+
+    Attributes
+    ----------
+    issued : how many flights there were by their collectives: "all-reduce", "all-gather", "two stages".
     """
 
     def __init__(
         self, n: int, *, seed: int = 0, star: bool = False, encoded: bool = False, ordered: bool = False,
         timeout: float = 60.0, backend: str = "gloo", group: dist.ProcessGroup | None = None,
+        routes: Routes | None = None,
     ) -> None:  # fmt: skip
         if not dist.is_initialized():
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
@@ -89,6 +109,9 @@ class ProcessGroup(Runtime):
         self.carrier = Carrier(self.ledger, group)
         self.rank, self.world = self.carrier.rank, self.carrier.world
         self.star, self.encoded, self.ordered = star, encoded, ordered
+        self.routes = routes or Plain()
+        self.issued: Counter[str] = Counter()
+        self._longest: dict[str, int] = {}  # by address: the longest message that all have seen there
         self.blocks = Block.deal(n, self.world)
         self.links = [Link(self.blocks[self.rank], seed, holds_server=not star or self.rank == 0)]
 
@@ -112,6 +135,14 @@ class ProcessGroup(Runtime):
         gathers = self._gathers(flight)
         summed = [i for i, ask in enumerate(flight) if isinstance(ask, AllReduce) and not gathers]
         gathered = [i for i, ask in enumerate(flight) if isinstance(ask, Spoken) and i not in summed]
+        owners = self._owners(flight, gathered)
+        self.issued.update(
+            {"all-reduce": bool(summed), "two stages": bool(owners), "all-gather": bool(gathered and not owners)}
+        )
+        if owners is not None:
+            return Pending(
+                flight, None, self._begin_sums(flight, summed), self._begin_two_stage(flight, gathered, owners)
+            )
         return Pending(flight, self._begin_gather(flight, gathered), self._begin_sums(flight, summed))
 
     def finish(self, pending: Pending) -> list[Any]:
@@ -130,6 +161,8 @@ class ProcessGroup(Runtime):
                 replies[i] = Mean(everyone, self.n).dense()
         for summed in pending.sums:
             replies |= self._finish_sum(flight, summed)
+        if pending.dealt is not None:
+            replies |= self._finish_two_stage(flight, pending.dealt, account)
         for i, ask in enumerate(flight):
             if isinstance(ask, AllReduce):
                 size = ask.packet.dtype.itemsize * math.prod(ask.packet.shape)
@@ -150,18 +183,12 @@ class ProcessGroup(Runtime):
         return [replies[i] for i in range(len(flight))]
 
     def _gathers(self, flight: Flight) -> bool:
-        """Whether what could be summed in flight is gathered: where asked for, or where it spares a collective.
-
-        A gather brings n - 1 vectors here and an all-reduce the volume of 2 (n - 1) / n of them, but where messages are
-        gathered anyway, a few more bytes cost less than another collective does.
-        """
+        """Whether what could be summed in flight is gathered: where asked for, or where it spares a collective."""
         if self.ordered:
             return True
         if self.star or not any(isinstance(ask, Uplink) for ask in flight):
             return False
-        packets = [ask.packet for ask in flight if isinstance(ask, AllReduce)]
-        size = sum(packet.dtype.itemsize * math.prod(packet.shape) for packet in packets)
-        return (self.world - 1) * (1.0 - 2.0 / self.world) * size <= JOINED
+        return self.routes.joins(sum(_width(ask.packet) for ask in flight if isinstance(ask, AllReduce)), self.world)
 
     def _paid(self, size: int) -> None:
         """Some of the bytes handed over were messages."""
@@ -206,6 +233,54 @@ class ProcessGroup(Runtime):
             if rank != self.rank and cursors[rank] != len(buffer):
                 raise Malformed(f"rank {rank} sent {len(buffer)} bytes where {cursors[rank]} were due")
         return columns
+
+    # ---- the same in two stages -------------------------------------------------------------------------------
+
+    def _owners(self, flight: Flight, at: list[int]) -> list[int] | None:
+        """Who adds up which of these asks; None where all of their messages go to all."""
+        asks = [ask for i in at if isinstance(ask := flight[i], Spoken)]
+        apart = any(isinstance(ask, Uplink) and ask.apart for ask in asks)
+        partial = any(ask.packet.private or ask.packet.members is not None for ask in asks)
+        if not asks or apart or partial or self.star or self.ordered or self.world < 3:  # of two, none is spared
+            return None
+        return self.routes.owners([Load(self._known(ask), _width(ask.packet)) for ask in asks], self.world)
+
+    def _known(self, ask: Spoken) -> int:
+        """The bytes of one process' message as all know them: from its schema, or as long as the last one was."""
+        sizes = self._sizes([ask])
+        if sizes.exact is not None:
+            return max(sizes.exact)
+        return self._longest.get(ask.packet.keys.stream, _width(ask.packet) // 4)
+
+    def _begin_two_stage(self, flight: Flight, at: list[int], owners: list[int]) -> _Dealt:
+        asks = [ask for i in at if isinstance(ask := flight[i], Spoken)]
+        own = [self._through_bytes(ask.packet) for ask in asks]
+        rows = max(block.size for block in self.blocks)
+        requests = [
+            Request(
+                owner, packet, np.concatenate(self._encode(ask, packet)), packet.message.nbytes,
+                rows * _most(packet), functools.partial(self._read, ask),
+            )
+            for owner, ask, packet in zip(owners, asks, own, strict=True)
+        ]  # fmt: skip
+        return _Dealt(at, own, TwoStage(self.carrier, self.n, requests))
+
+    def _read(self, ask: Spoken, rank: int, buffer: np.ndarray, at: int) -> tuple[Packet, int]:
+        with _blamed_on(rank):
+            return self._decode(ask, rank, buffer, at)
+
+    def _finish_two_stage(self, flight: Flight, dealt: _Dealt, account: Account) -> dict[int, Any]:
+        replies: dict[int, Any] = {}
+        self._paid(dealt.stages.payload)
+        for i, own, (total, sizes) in zip(dealt.at, dealt.own, dealt.stages.wait(), strict=True):
+            ask = flight[i]
+            if isinstance(ask, Uplink):
+                account.said_up(sizes.astype(np.int64), self.n)
+                self._longest[ask.packet.keys.stream] = int(sizes.max())
+                replies[i] = Sent(Own(own, self.links[0].block.size), total, self.n)
+            else:
+                replies[i] = total.dense()
+        return replies
 
     def _rows(self, ask: Spoken, rank: int) -> np.ndarray | None:
         """Which rows of a process speak, None where only it knows."""
@@ -344,6 +419,11 @@ def _blamed_on(rank: int) -> Iterator[None]:
 def _packet(ask: Ask) -> Packet:
     assert isinstance(ask, Spoken)
     return ask.packet
+
+
+def _width(packet: Packet) -> int:
+    """Bytes of a vector at full width."""
+    return packet.dtype.itemsize * math.prod(packet.shape)
 
 
 def _local_sum(packet: Packet) -> Tensor:

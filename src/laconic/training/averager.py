@@ -23,6 +23,7 @@ from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
 from laconic.kernels import fold
 from laconic.runtime.process_group import ProcessGroup
+from laconic.runtime.routes import Cheapest, Routes
 from laconic.training import state as states
 from laconic.training.conductor import Conductor
 from laconic.training.meter import Sampler, Step
@@ -51,6 +52,7 @@ class Averager:
     timeout : seconds after which a collective that does not complete is an error.
     non_finite : what to do where gradients are not finite.
     sample_every : steps between measurements of residual, contraction and norm; 0 for none. They cost a few passes.
+    routes : which collectives are used; None is `Cheapest()`, by sizes and the number of processes.
 
     Raises
     ------
@@ -67,7 +69,7 @@ class Averager:
 
     def __init__(
         self, named: Mapping[str, Tensor], policy: Policy | Mechanism | str, *, seed: int = 0, window: int = 4,
-        timeout: float = 60.0, non_finite: NonFinite | None = None, sample_every: int = 0,
+        timeout: float = 60.0, non_finite: NonFinite | None = None, sample_every: int = 0, routes: Routes | None = None,
     ) -> None:  # fmt: skip
         if not dist.is_initialized():
             raise ValueError("Averager : torch.distributed is not initialised; call init_process_group('gloo') first")
@@ -92,7 +94,7 @@ class Averager:
         _refuse_debts(self.policy)
         self.plans = {name: self.policy.plan(name, shape, n) for name, shape in self.shapes.items()}
         group = cast(dist.ProcessGroup, dist.new_group(timeout=datetime.timedelta(seconds=timeout)))
-        self.runtime = ProcessGroup(n, seed=seed, group=group)
+        self.runtime = ProcessGroup(n, seed=seed, group=group, routes=routes or Cheapest())
         self.rank, self.world = self.runtime.rank, n
         self._conductor = Conductor(self.runtime, window, self._ended)
         self._sampler: Sampler | None = None
@@ -102,6 +104,11 @@ class Averager:
         text = dense_share(self.policy, dict(named))
         if text is not None and self.world > 1:
             announce(text)
+
+    @property
+    def collectives(self) -> dict[str, int]:
+        """How many flights there were by what carried them: "all-reduce", "all-gather", "two stages"."""
+        return {name: count for name, count in self.runtime.issued.items() if count}
 
     @property
     def ledger(self) -> Ledger:
