@@ -1,4 +1,4 @@
-"""The process that worlds.py starts: it does the jobs of jobs.py and of each file beside it whose name ends in _jobs."""
+"""The process that worlds.py starts: it does the jobs of jobs.py and of files beside it whose names end in _jobs."""
 
 import importlib
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from laconic.core.floats import wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.core.theory import Setting
-from laconic.kernels import fold
+from laconic.kernels import fold, memory
 from laconic.wire.coding import Bits
 
 E = TypeVar("E", bound=Entry)
@@ -333,7 +333,7 @@ class Mean:
     def dense(self) -> Tensor:
         """(*shape), a fresh tensor."""
         first = self.packets[0]
-        out = torch.zeros(first.shape, dtype=first.dtype)
+        out = memory.empty(first.shape, first.dtype).zero_()
         self.add_to(out)
         return out
 

@@ -170,22 +170,19 @@ class Averager:
         if units != 1.0:
             for tensor in tensors:
                 tensor.div_(units)
-        bad = self._not_finite(tensors)
+        flags = torch.zeros(1, self.world, dtype=wide(tensors[0].dtype))
+        parts = [
+            self._average(name, tensor, probes.get(name), flags, place + 1)
+            for place, (name, tensor) in enumerate(zip(names, tensors, strict=True))
+        ]
         try:
-            _, *estimates = await together(
-                self._all_finite(link.scope(names[0]), bad, tensors[0].dtype),
-                *(
-                    self._exchange(name, _as_vector(tensor, bad), probes.get(name))
-                    for name, tensor in zip(names, tensors, strict=True)
-                ),
-            )
+            await together(self._all_finite(link.scope(names[0]), flags), *parts)
         except NotFinite as found:
             self._skipped += 1
             self._non_finite.met(found, names, tensors, self.steps - 1, self._units is not None)
             return result
-        for tensor, estimate in zip(tensors, estimates, strict=True):
-            tensor.copy_(estimate)
-            if units != 1.0:
+        if units != 1.0:
+            for tensor in tensors:
                 tensor.mul_(units)
         return result
 
@@ -196,18 +193,21 @@ class Averager:
         self.runtime.links[0].observe(None if self._sampler is None else self._sampler.sent)
         self._skipped = 0
 
-    @staticmethod
-    def _not_finite(tensors: Sequence[Tensor]) -> int:
-        """Which tensor of a bucket is the first with a number that is not finite, from 1; 0 if none is."""
-        for place, tensor in enumerate(tensors):
-            if not fold.finite(tensor.detach()):
-                return place + 1
-        return 0
+    async def _average(self, name: str, tensor: Tensor, probe: Probe | None, flags: Tensor, place: int) -> None:
+        """One tensor of a bucket; flags its place there where it holds what is not finite."""
+        v = tensor.detach()[None].to(self.dtypes[name])
+        if not fold.finite(v):  # just before it is compressed, so that it is read from memory once
+            flags[0, self.rank] = place
+            v = torch.zeros_like(v)  # what is said of it is thrown away
+        estimate = await self._exchange(name, v, probe)
+        tensor.copy_(estimate)
 
-    async def _all_finite(self, link: Link, bad: int, dtype: torch.dtype) -> None:
-        """Tells everyone whether numbers were finite here. Raises NotFinite, on all processes, where some were not."""
-        flags = torch.zeros(1, self.world, dtype=wide(dtype))
-        flags[0, self.rank] = bad
+    async def _all_finite(self, link: Link, flags: Tensor) -> None:
+        """Tells everyone whose numbers are not finite. Raises NotFinite, on all processes, where some are not.
+
+        It has to hear of it before the other texts of the bucket do, since it ends them, and so it speaks before them:
+        what it says is written into `flags` by those that come after it, in the same flight.
+        """
         found = await link.all_reduce(flags)
         if bool((found != 0).any()):
             places = (found * self.world).round().to(torch.int64).tolist()
@@ -218,14 +218,13 @@ class Averager:
         mechanism = plan.at(step)
         if self._sampler is not None:
             self._sampler.handed(v)
-            seen = self._sampler.seen
         if name in self.memory and not self._starts_anew(plan, step):
             estimate, memory = await mechanism.exchange(v, self.memory[name], link, probe)
         else:
             estimate, memory = await mechanism.init(v, link, probe)
         self.memory[name] = memory
-        if self._sampler is not None and not seen:
-            self._sampler.kept(memory)
+        if self._sampler is not None:
+            self._sampler.kept(name, memory)
         return estimate
 
     @staticmethod
@@ -311,9 +310,3 @@ def _refuse_debts(policy: Policy) -> None:
                 f"Policy(warm_up=...) : what {one} keeps would be lost when {following} follows; a stage is dense or "
                 "of the kind of mechanism that follows it"
             )
-
-
-def _as_vector(tensor: Tensor, bad: int) -> Tensor:
-    """What a mechanism gets: (1, *shape) in a wide dtype; zeros where it will not be used."""
-    v = tensor.detach()[None].to(wide(tensor.dtype))
-    return torch.zeros_like(v) if bad else v

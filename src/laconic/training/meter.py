@@ -103,41 +103,46 @@ class Sampler:
     """Measures what compressors left out of one step's vectors, at the cost of a few passes over them."""
 
     def __init__(self) -> None:
-        self.left_out = self.given = self.handed_in = 0.0
-        self.seen = False
+        self._given = self._left_out = self._owed = self._handed_in = 0.0  # squared norms
+        self._streams: set[str] = set()
 
     def handed(self, v: Tensor) -> None:
         """A vector that a mechanism is about to get."""
-        self.handed_in += float(torch.linalg.vector_norm(v, dtype=torch.float64)) ** 2
+        self._handed_in += _square(v)
 
     def sent(self, packet: Packet, v: Tensor, other: Tensor | None, sign: int) -> None:
         """A message that is about to leave, of v or of v + sign other."""
         if isinstance(packet.compressor, Exact):
             return
         x = v.clone() if other is None else torch.add(v, other, alpha=sign)
-        self.given += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+        self._given += _square(x)
         packet.decoded.scatter(x, packet.rows, -1.0)
-        self.left_out += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-        self.seen = True
+        self._left_out += _square(x)
+        self._streams.add(packet.keys.stream)
 
-    def kept(self, memory: Any) -> None:
-        """The memory of a mechanism that sends no compressed vectors, but may owe something all the same."""
-        if memory is not None:
-            for name, leaf in flatten(memory).items():
-                if name.rpartition(".")[2] == "error":
-                    self.left_out += float(torch.linalg.vector_norm(leaf.tensor, dtype=torch.float64)) ** 2
+    def kept(self, name: str, memory: Any) -> None:
+        """The memory of a tensor's mechanism: what it owes, where no message of it was seen."""
+        if memory is None or any(stream.startswith(f"/{name}/") for stream in self._streams):
+            return
+        for place, leaf in flatten(memory).items():
+            if place.rpartition(".")[2] == "error":
+                self._owed += _square(leaf.tensor)
 
     @property
     def residual(self) -> float:
         """||x - C(x)||."""
-        return math.sqrt(self.left_out)
+        return math.sqrt(self._left_out + self._owed)
 
     @property
     def contraction(self) -> float | None:
-        """||x - C(x)||^2 / ||x||^2; None where nothing was compressed."""
-        return self.left_out / self.given if self.seen and self.given > 0.0 else None
+        """||x - C(x)||^2 / ||x||^2; None where no message was seen."""
+        return self._left_out / self._given if self._given > 0.0 else None
 
     @property
     def norm(self) -> float:
         """Of the vectors handed in."""
-        return math.sqrt(self.handed_in)
+        return math.sqrt(self._handed_in)
+
+
+def _square(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64)) ** 2
