@@ -6,6 +6,7 @@ The checks read text, and are themselves shown to catch what is planted.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,8 +32,9 @@ MAY_IMPORT = {  # a part of the house -> the other parts it may import
     "training": frozenset({"core", "runtime"}),
     "lab": frozenset({"core", "runtime"}),
     "checks": frozenset({"core", "runtime"}),
+    "netlab": frozenset(),
     "recipes": FOUNDATION | {"compressors", "lab", "mechanisms", "problems", "runtime"},
-    "cli": frozenset({"core", "lab", "checks", "training"}),
+    "cli": frozenset({"core", "lab", "checks", "training", "netlab"}),
     "__main__": frozenset({"cli"}),
     "": frozenset({"core", "runtime", "lab", "training"}),  # laconic itself: what `import laconic` offers
 }
@@ -53,27 +55,38 @@ def part(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+@functools.cache
+def statements(text: str) -> list[tuple[int, ast.Import | ast.ImportFrom | str]]:
+    """What a text imports, with the lines: statements, and names that `import_module` is given."""
+    found: list[tuple[int, ast.Import | ast.ImportFrom | str]] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append((node.lineno, node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            target = node.args[0]
+            if isinstance(target, ast.Constant) and isinstance(target.value, str):
+                found.append((node.lineno, target.value))
+    return found
+
+
 def imports(module: str, sources: Sources) -> Iterator[tuple[int, str]]:
     """The modules of laconic that a module imports, with their lines; those inside functions count as well."""
     is_package = any(other.startswith(module + ".") for other in sources)
-    for node in ast.walk(ast.parse(sources[module])):
-        if isinstance(node, ast.Import):
+    for line, node in statements(sources[module]):
+        if isinstance(node, str):
+            names = [node]
+        elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level:
                 parents = module.split(".")[: len(module.split(".")) - node.level + is_package]
                 base = ".".join([*parents, base] if base else parents)
             members = [f"{base}.{alias.name}" for alias in node.names]
             names = [member if member in sources else base for member in members]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            target = node.args[0]
-            names = [target.value] if isinstance(target, ast.Constant) and isinstance(target.value, str) else []
-        else:
-            continue
         for name in dict.fromkeys(names):
             if name == "laconic" or name.startswith("laconic."):
-                yield node.lineno, name
+                yield line, name
 
 
 def forbidden_imports(sources: Sources) -> list[str]:
@@ -182,6 +195,8 @@ DRAWS = frozenset(  # of torch, all of which use the global generator unless the
 DRAWS_IN_PLACE = frozenset("uniform_ normal_ random_ bernoulli_ exponential_ cauchy_ geometric_ log_normal_".split())
 WATCHES = "laconic.checks.generators"  # compares the global generators' states before and after; it draws nothing
 LOOKS = ("import random", "np.random.get_state(", "random.getstate(", "torch.random.get_rng_state(")
+PUTS_BACK = "laconic.training.closures"  # of torch's, for a closure to be called again with the same draws
+PUT_BACK = ("torch.random.fork_rng(devices=[])", "torch.set_rng_state(random)")
 SEEDS = frozenset({"manual_seed", "manual_seed_all", "seed", "set_rng_state", "fork_rng", "initial_seed"})
 
 
@@ -191,6 +206,9 @@ def offences(module: str, text: str) -> list[str]:
     if module == WATCHES:
         for look in LOOKS:
             text = text.replace(look, look.replace("import random", "import io").replace("random.", "looked."))
+    if module == PUTS_BACK:
+        for put in PUT_BACK:
+            text = text.replace(put, "contextlib.nullcontext()")
     for node in ast.walk(ast.parse(text)):
         for reason in _offences_of(node):
             found.append(f"{module}:{getattr(node, 'lineno', 0)}: {reason}")

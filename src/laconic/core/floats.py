@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from laconic.kernels import fold
 
 WIDE = {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}
 
@@ -19,3 +22,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
         names = ", ".join(str(known) for known in WIDE)
         raise ValueError(f"a vector of {dtype} : its dtype must be one of {names}; convert it first")
     return WIDE[dtype]
+
+
+def finite(v: Tensor) -> bool:
+    """Whether every number of a vector is finite.
+
+    >>> finite(torch.tensor([1.0, float("inf")]))
+    False
+    """
+    return fold.finite(v)

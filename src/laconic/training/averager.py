@@ -13,15 +13,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.futures import Future
+from torch.futures import Future, collect_all
 
 from laconic.core.estimator import Probe
 from laconic.core.flight import together
-from laconic.core.floats import wide
+from laconic.core.floats import finite, wide
 from laconic.core.ledger import Ledger
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
-from laconic.kernels import fold
 from laconic.runtime.process_group import ProcessGroup
 from laconic.runtime.routes import Cheapest, Routes
 from laconic.training import state as states
@@ -32,6 +31,7 @@ from laconic.training.notices import announce
 from laconic.training.policy import Plan, Policy, dense_share
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+BUCKET = 25 << 20  # bytes of tensors that travel together where the caller does not say, as of DDP
 R = TypeVar("R")
 
 
@@ -89,7 +89,7 @@ class Averager:
         self.seed = seed
         self._non_finite = non_finite or Skip()
         self._units: Callable[[], float] | None = None
-        self._dense = 4 * sum(tensor.numel() for tensor in named.values())
+        self._dense = 0
         n = dist.get_world_size()
         _refuse_debts(self.policy)
         self.plans = {name: self.policy.plan(name, shape, n) for name, shape in self.shapes.items()}
@@ -148,7 +148,15 @@ class Averager:
 
     def start(self, tensors: Mapping[str, Tensor], probes: Mapping[str, Probe] | None = None) -> Future[None]:
         """A whole step at once, in place; the future is done when it is."""
-        return self.submit(list(tensors), list(tensors.values()), first=True, last=True, probes=probes)
+        buckets = _buckets(tensors)
+        futures = [
+            self.submit(
+                bucket, [tensors[name] for name in bucket], first=place == 0, last=place == len(buckets) - 1,
+                probes=probes,
+            )
+            for place, bucket in enumerate(buckets)
+        ]  # fmt: skip
+        return futures[0] if len(futures) == 1 else collect_all(futures).then(_raise_the_first)
 
     def average(self, tensors: Mapping[str, Tensor]) -> None:
         """A whole step at once, in place."""
@@ -166,6 +174,7 @@ class Averager:
         if first:  # no text of the step before is left: who hands tensors in waits for all of them
             link.begin(self.steps)
             self._begin()
+        self._dense += 4 * sum(tensor.numel() for tensor in tensors)
         units = 1.0 if self._units is None else self._units()
         if units != 1.0:
             for tensor in tensors:
@@ -191,12 +200,12 @@ class Averager:
         sampled = self.sample_every > 0 and (self.steps - 1) % self.sample_every == 0
         self._sampler = Sampler() if sampled else None
         self.runtime.links[0].observe(None if self._sampler is None else self._sampler.sent)
-        self._skipped = 0
+        self._skipped = self._dense = 0
 
     async def _average(self, name: str, tensor: Tensor, probe: Probe | None, flags: Tensor, place: int) -> None:
         """One tensor of a bucket; flags its place there where it holds what is not finite."""
         v = tensor.detach()[None].to(self.dtypes[name])
-        if not fold.finite(v):  # just before it is compressed, so that it is read from memory once
+        if not finite(v):  # just before it is compressed, so that it is read from memory once
             flags[0, self.rank] = place
             v = torch.zeros_like(v)  # what is said of it is thrown away
         estimate = await self._exchange(name, v, probe)
@@ -310,3 +319,21 @@ def _refuse_debts(policy: Policy) -> None:
                 f"Policy(warm_up=...) : what {one} keeps would be lost when {following} follows; a stage is dense or "
                 "of the kind of mechanism that follows it"
             )
+
+
+def _buckets(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names in order, in runs of at most BUCKET bytes, so that one is compressed while another travels."""
+    runs: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.numel() * tensor.element_size()
+        if runs[-1] and size > BUCKET:
+            runs.append([])
+            size = tensor.numel() * tensor.element_size()
+        runs[-1].append(name)
+    return runs
+
+
+def _raise_the_first(done: Future[list[Future[None]]]) -> None:
+    for future in done.value():
+        future.value()

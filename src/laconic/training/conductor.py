@@ -66,6 +66,11 @@ class Conductor:
         self._thread = threading.Thread(target=self._run, name="laconic-conductor", daemon=True)
         self._thread.start()
 
+    @property
+    def failure(self) -> Exception | None:
+        """What has ended it, if something has."""
+        return self._failure
+
     def submit(self, text: Text, last: bool) -> Future[Any]:
         """Takes the next text of the step, on every process in the same order; gives the future of its result."""
         outcome: Future[Any] = Future()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -103,7 +103,7 @@ class Policy:
     """
 
     mechanism: Mechanism | str
-    rules: tuple[Rule, ...] = (Rule(DENSE, dimensions=1), Rule(DENSE, numbers=1024))
+    rules: tuple[Rule, ...] = field(default_factory=lambda: (Rule(DENSE, dimensions=1), Rule(DENSE, numbers=1024)))
     warm_up: tuple[tuple[int, Mechanism | str], ...] = ()
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ means nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,17 +22,31 @@ from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism
 from laconic.core.problem import Block
 from laconic.core.state import Leaf, Placement, flatten, restore
-
-if TYPE_CHECKING:
-    from laconic.training.averager import Averager
+from laconic.runtime.process_group import ProcessGroup
+from laconic.training.policy import Plan, Policy
 
 FORMAT = 1
 _WORKER, _COMMON = "worker", "common"
 
 
-def part(averager: Averager) -> dict[str, Any]:
+class Kept(Protocol):
+    """What is kept of an averager."""
+
+    policy: Policy
+    plans: dict[str, Plan]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    memory: dict[str, Any]
+    steps: int
+    seed: int
+    rank: int
+    world: int
+    runtime: ProcessGroup
+
+
+def part(averager: Kept) -> dict[str, Any]:
     """The state of one process. Its tensors are the averager's own: save or clone them before the next step."""
-    link, ledger = averager.runtime.links[0], averager.ledger
+    link, ledger = averager.runtime.links[0], averager.runtime.ledger
     return {
         "format": FORMAT,
         "policy": str(averager.policy),
@@ -70,7 +84,7 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**ordered[0], "rank": -1, "memory": memory, "compressors": compressors}
 
 
-def load(averager: Averager, state: Mapping[str, Any]) -> None:
+def load(averager: Kept, state: Mapping[str, Any]) -> None:
     """Puts a part, or a whole, into an averager. Raises ValueError, one line, where it is another run's."""
     _check(averager, state)
     link, same = averager.runtime.links[0], state["world"] == averager.world
@@ -104,10 +118,10 @@ def load(averager: Averager, state: Mapping[str, Any]) -> None:
     averager.steps = int(state["steps"])
     link.restore_compressors(compressors)
     if same:
-        averager.ledger.load(state["ledger"])
+        averager.runtime.ledger.load(state["ledger"])
 
 
-def _check(averager: Averager, state: Mapping[str, Any]) -> None:
+def _check(averager: Kept, state: Mapping[str, Any]) -> None:
     if state.get("format") != FORMAT:
         raise ValueError(
             f"load_state_dict : a state of format {state.get('format')!r}; this version of laconic reads {FORMAT}"

@@ -1,0 +1,1 @@
+"""Training for real: networks, data, baselines and the plain loop behind `laconic train`."""

@@ -1,0 +1,46 @@
+"""The processes of a run: those of torchrun or of the network lab, N that are started here, or this one alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+def started() -> bool:
+    """Whether somebody has made this process one of several: RANK is in the environment."""
+    return "RANK" in os.environ
+
+
+def start(ranks: int, threads: int | None, arguments: Sequence[str]) -> int:
+    """Runs `laconic ARGUMENTS` in so many processes by `torch.distributed.run`; gives its exit status."""
+    each = threads or max(1, (os.cpu_count() or 1) // ranks)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(each)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run([*command, "-m", "laconic", *arguments], env=environment).returncode
+
+
+@contextmanager
+def world(threads: int | None = None) -> Iterator[None]:
+    """Within it `torch.distributed` (Gloo) is initialised: as it was, from the environment, or with this process alone.
+
+    `threads` are torch's in this process; None leaves them as they are.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if dist.is_initialized():
+        yield
+        return
+    if started():
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

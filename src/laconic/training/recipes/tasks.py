@@ -1,0 +1,144 @@
+"""What is learnt: a network, its data, its loss, how it is judged, and the hyper-parameters that go with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from laconic.training.recipes.schedules import schedule_of
+
+
+class Course(ABC):
+    """A task with its data in one process.
+
+    Attributes
+    ----------
+    steps_per_epoch : steps in which every training sample is seen once.
+    data_sha256 : of training and evaluation data.
+    facts : what a run records of the data: names, counts, the loss of simple models.
+    """
+
+    steps_per_epoch: int
+    data_sha256: str
+    facts: dict[str, Any]
+
+    @abstractmethod
+    def loss(self, model: nn.Module, step: int) -> Tensor:
+        """The mean loss of this process' batch of a step."""
+
+    @abstractmethod
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Means over the evaluation data, which are shared out among all processes; every process calls it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """The choices of a run that belong to what is learnt. Its fields are options of the command line.
+
+    Parameters
+    ----------
+    epochs : of a run whose steps are not given.
+    batch : samples (images, windows of text) of one process in one step.
+    lr : the learning rate at the schedule's height.
+    weight_decay : see `optimizer`.
+    schedule : "constant", "cosine" or "step".
+    warm_up : steps of a linear rise before it.
+    data_dir : where files are; else the environment's LACONIC_DATA.
+    """
+
+    epochs: float
+    batch: int
+    lr: float
+    weight_decay: float
+    schedule: str = "cosine"
+    warm_up: int = 0
+    data_dir: Path | None = None
+
+    name: ClassVar[str]
+    SMOKE: ClassVar[float]  # a run of fewer epochs is a smoke run
+
+    def __post_init__(self) -> None:
+        schedule_of(self.schedule)
+        for field, least in (("epochs", 0.0), ("batch", 1), ("lr", 0.0), ("weight_decay", 0.0), ("warm_up", 0)):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value >= least):
+                raise ValueError(f"--{field.replace('_', '-')} {value} : give a finite number >= {least}")
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises ValueError, one line, where data or packages are missing; quick, and before processes are started."""
+
+    @abstractmethod
+    def module(self, seed: int) -> nn.Module:
+        """The network with fresh weights."""
+
+    @abstractmethod
+    def open(self, seed: int, rank: int, world: int) -> Course:
+        """Reads the data."""
+
+    @abstractmethod
+    def optimizer(self, module: nn.Module) -> Optimizer:
+        """A fresh one."""
+
+    @abstractmethod
+    def prepare_step(self, module: nn.Module) -> None:
+        """Called between the backward pass and the optimizer's step: clipping."""
+
+    def record(self) -> dict[str, Any]:
+        """Name and options, as JSON."""
+        plain = {key: value for key, value in dataclasses.asdict(self).items() if key != "data_dir"}
+        return {"task": self.name, **plain}
+
+
+def made(cls: type[Task], options: Mapping[str, Any]) -> Task:
+    """A task from the options that were given. Raises ValueError, one line, for one that it does not have."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    for option in options:
+        if option not in known:
+            has = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(known))
+            raise ValueError(f"--{option.replace('_', '-')} : {cls.name} has no such option; it has {has}")
+    return cls(**options)
+
+
+@contextmanager
+def mean_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, floating-point buffers (running means and variances) are the means over all processes."""
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        yield
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    own = flat.clone()
+    dist.all_reduce(flat)
+    _pour(flat.div_(dist.get_world_size()), buffers)
+    try:
+        yield
+    finally:
+        _pour(own, buffers)
+
+
+def _pour(flat: Tensor, buffers: list[Tensor]) -> None:
+    for buffer, piece in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(piece.view_as(buffer))
+
+
+@contextmanager
+def judging(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, with the mean statistics of all processes."""
+    module.eval()
+    try:
+        with torch.no_grad(), mean_statistics(module):
+            yield
+    finally:
+        module.train()
