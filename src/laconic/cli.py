@@ -33,11 +33,18 @@ from laconic.lab.store import RunDirectory
 from laconic.lab.tables import Steps, cells, headings, summarise
 from laconic.lab.tune import Tuned
 from laconic.lab.tune import tune as tune_methods
+from laconic.netlab.command import netlab
+from laconic.training.advice.command import advise
+from laconic.training.recipes.command import train
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Communication-efficient distributed optimization: compare methods by rounds, bytes and seconds.",
 )  # fmt: skip
+
+app.command("netlab", context_settings={"allow_interspersed_args": False})(netlab)
+app.command("train")(train)
+app.command("advise")(advise)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
