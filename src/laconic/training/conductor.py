@@ -88,7 +88,10 @@ class Conductor:
         more = True  # whether the step in hand has texts to come
         while True:
             if more and len(self._aloft) < self._window:
+                since = self.meter.clock()
                 piece = self._inbox.get()
+                if not self._aloft:
+                    self.meter.waited(since)
                 if piece is None:
                     break
                 more = not piece.last

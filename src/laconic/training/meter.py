@@ -62,15 +62,19 @@ class Meter:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.compress = self.communicate = self.decode = 0.0
+        self.compress = self.communicate = self.decode = self.idle = 0.0
         self._aloft, self._since = 0, 0.0
         self.first = self.last = self.clock()
 
     def restart(self) -> None:
         """A step begins."""
-        self.compress = self.communicate = self.decode = 0.0
+        self.compress = self.communicate = self.decode = self.idle = 0.0
         self._aloft = 0
         self.first = self.last = self.clock()
+
+    def waited(self, since: float) -> None:
+        """The conductor had nothing to do since then, nor was anything in the air."""
+        self.idle += max(0.0, self.clock() - max(since, self.first))
 
     def took_off(self, now: float) -> None:
         """A flight is in the air."""
@@ -95,8 +99,8 @@ class Meter:
 
     @property
     def hidden(self) -> float:
-        """Seconds between the first tensor and the last."""
-        return max(0.0, self.last - self.first)
+        """Busy seconds between the first tensor and the last, once all has ended."""
+        return max(0.0, self.last - self.first - self.idle)
 
 
 class Sampler:
