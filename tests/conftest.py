@@ -27,6 +27,11 @@ settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file with the slowest start comes first: in the middle two testers would share it and both start slowly."""
+    items.sort(key=lambda item: item.path.name != "test_fuzz.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Reference solutions and constants are computed by the code under test, never read from the user's cache.

@@ -235,14 +235,9 @@ def job_policy() -> dict[str, Any]:
     attached = attach(model, policy)
     records: list[Any] = []
     attached.listeners.append(records.append)
-    issued = []
-    genuine = dist.all_gather, dist.all_reduce
-    try:
-        issued = recorded_collectives(attached.averager.runtime.carrier._group)
-        for step in range(3):
-            mean_loss(model, step, torch.float32).backward()
-    finally:
-        dist.all_gather, dist.all_reduce = genuine
+    issued = recorded_collectives(attached.averager.runtime.carrier)
+    for step in range(3):
+        mean_loss(model, step, torch.float32).backward()
     attached.averager.wait()
     ledger = attached.ledger.uplink.tolist()
     attached.detach()
@@ -426,7 +421,7 @@ def job_measured(steps: int) -> dict[str, Any]:
     notices.said.clear()
     model = made("plain", torch.float64)
     attached = attach(model, Policy("ef14(topk(k=0.1))", rules=()), sample_every=2)
-    attach_again = said_by(lambda: attach(made("plain", torch.float64), "ef21(topk(k=0.1))"))
+    attach_again = said_by(lambda: attach(made("plain", torch.float64), "ef21(topk(k=0.1))").detach())
     records: list[Any] = []
     owed: list[float] = []
     attached.listeners.append(records.append)

@@ -10,24 +10,29 @@ import datetime
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typer.testing import CliRunner
 
+from laconic.cli import app
 from laconic.core.flight import Flight, together
 from laconic.core.keys import Keys
 from laconic.core.mechanism import Mechanism
 from laconic.core.problem import Block, Problem
 from laconic.core.spec import parse
 from laconic.core.theory import Setting
+from laconic.lab.run import processes, run
 from laconic.problems.custom import Custom
+from laconic.runtime import carrier
 from laconic.runtime.base import Runtime
 from laconic.runtime.process_group import Pending, ProcessGroup
 
@@ -142,10 +147,11 @@ def small_problem(workers: int, block: Block | None = None, server_too: bool = F
 class Meter:
     """The real tensors handed to `torch.distributed`: numel x itemsize. What is not watched is out of bounds."""
 
-    counted = {"all_gather": 1, "all_reduce": 0, "broadcast": 0, "send": 0}  # the operation and which argument leaves
+    # the operation and which argument leaves
+    counted = {"all_gather": 1, "all_reduce": 0, "broadcast": 0, "send": 0, "isend": 0}
     forbidden = (
         "all_gather_coalesced", "all_gather_into_tensor", "all_gather_object", "all_reduce_coalesced", "all_to_all",
-        "all_to_all_single", "batch_isend_irecv", "broadcast_object_list", "gather", "gather_object", "isend", "reduce",
+        "all_to_all_single", "batch_isend_irecv", "broadcast_object_list", "gather", "gather_object", "reduce",
         "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send_object_list",
     )  # fmt: skip
 
@@ -284,18 +290,36 @@ CORRUPTIONS: dict[str, Callable[[Tensor], None]] = {
 def job_corrupted(how: str, spec: str) -> dict[str, Any]:
     """Rank 1 sends bytes that cannot be; what the others say to it, and whether rank 1 itself would have gone on."""
     runtime = ProcessGroup(6)
-    genuine, done = dist.all_gather, []
+    genuine, done = carrier.gather, []
 
-    def all_gather(rows: list[Tensor], row: Tensor, **keywords: Any) -> Any:
+    def gather(rows: list[Tensor], row: Tensor, group: Any) -> Any:
         if runtime.rank == 1 and runtime.ledger.rounds == 2 and not done:
             done.append(CORRUPTIONS[how](row))
-        return genuine(rows, row, **keywords)
+        return genuine(rows, row, group)
 
-    dist.all_gather = all_gather  # type: ignore[assignment]
+    carrier.gather = gather
     try:
         return solve(small_problem(6), spec, runtime, 2)
     finally:
-        dist.all_gather = genuine
+        carrier.gather = genuine
+
+
+# ---- what a user calls -----------------------------------------------------------------------------------------
+
+
+def job_run(problem: str, methods: list[str], rounds: int, every: int, out: str) -> None:
+    """Runs methods on these processes, with checkpoints all the time."""
+    run(problem, methods, rounds=rounds, every=every, out=out, save_every=0.05, runtime=processes)
+
+
+def job_command(arguments: list[str]) -> str:
+    """What a command prints where torchrun has started these processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(dist.get_world_size()))
+        done = CliRunner().invoke(app, arguments)
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -324,23 +348,20 @@ class Membership:
             dist.destroy_process_group()
 
 
-def serve(jobs: dict[str, Callable[..., Any]]) -> None:
-    """Answers requests until the input ends. What anybody prints goes to standard error."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+def serve(pipe: Connection, jobs: dict[str, Callable[..., Any]]) -> None:
+    """Answers requests until there are no more. What anybody prints goes to standard error."""
     os.dup2(2, 1)
-    replies.write(json.dumps({"ready": True}) + "\n")
+    pipe.send_bytes(json.dumps({"ready": True}).encode())
     membership = Membership()
-    for line in sys.stdin:
-        request = json.loads(line)
+    while True:
+        try:
+            request = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
         try:
             membership.enter(request["group"])
             reply = {"result": jobs[request["job"]](**request["arguments"])}
         except Exception as failure:
             membership.leave()
             reply = {"error": type(failure).__name__, "message": str(failure)}
-        replies.write(json.dumps(reply) + "\n")
-
-
-def named(module: dict[str, Any]) -> dict[str, Callable[..., Any]]:
-    """The jobs of a module: its functions called job_..."""
-    return {name.removeprefix("job_"): value for name, value in module.items() if name.startswith("job_")}
+        pipe.send_bytes(json.dumps(reply).encode())

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import jobs
 import laconic
 import worlds
+from laconic.cli import app
 from laconic.core.problem import Block
 from laconic.core.registry import catalogue
 from laconic.core.spec import parse
@@ -261,37 +261,19 @@ SEVERAL = ["ef21(topk(k=3))", "diana(natural)", "marina(permk)", "proxskip(proba
 METHOD_OPTIONS = [word for spec in SEVERAL for word in ("--method", spec)]
 COMMAND = ["run", "--problem", TEN, "--rounds", "250", "--every", "20", *METHOD_OPTIONS]
 TIMED = ("compute_seconds", "seconds")  # how columns begin that hold measured time
-KILLED = f"""import sys, laconic
-laconic.run({TEN!r}, {SEVERAL!r}, rounds=250, every=20, out=sys.argv[1], save_every=0.05)
-"""
 
 
-def start(world: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """One process per rank, in the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    ranks = [{**environment(), **address, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([sys.executable, *arguments], env=rank, **pipes) for rank in ranks]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(worlds.SOURCE), "OMP_NUM_THREADS": "1"}
-
-
-def kill_at_a_random_moment(processes: list[subprocess.Popen[str]], folder: Path) -> None:
-    """SIGKILL for all of them, some time after the first checkpoint. They must have been running."""
-    deadline = time.monotonic() + 60.0
-    while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0.0, 1.0))
-    running = [process.poll() is None for process in processes]
-    for process in processes:
-        process.kill()
-        _, complaint = process.communicate()
-    assert all(running), f"it had ended already: {complaint}"
+def kill_at_a_random_moment(folder: Path) -> None:
+    """Two processes run, and SIGKILL ends both some time after the first checkpoint. They must have been running."""
+    with ThreadPoolExecutor(1) as aside:
+        running = aside.submit(
+            worlds.pool().run, "run", 2, problem=TEN, methods=SEVERAL, rounds=250, every=20, out=str(folder)
+        )
+        while not (folder / "checkpoint.safetensors").exists() and not running.done():
+            time.sleep(0.005)
+        time.sleep(random.uniform(0.0, 0.4))
+        worlds.pool().kill(2)
+        assert running.result() == [{"died": -signal.SIGKILL}] * 2
 
 
 def facts(runs: laconic.Runs) -> list[dict[str, Any]]:
@@ -303,19 +285,18 @@ def untimed(runs: laconic.Runs) -> pd.DataFrame:
     return runs.trace[[name for name in runs.trace if not name.startswith(TIMED)]]
 
 
-@pytest.mark.timeout(240)
 def test_a_run_killed_on_two_processes_goes_on_with_three_and_with_one(tmp_path: Path) -> None:
     whole = laconic.run(TEN, SEVERAL, rounds=250, every=20)
-    killed = tmp_path / "three"
-    kill_at_a_random_moment(start(2, "-c", KILLED, str(killed)), killed)
-    shutil.copytree(killed, tmp_path / "one")
+    killed, one = tmp_path / "three", tmp_path / "one"
+    kill_at_a_random_moment(killed)
+    shutil.copytree(killed, one)
     assert len(json.loads((killed / "run.json").read_text())["results"]) < len(SEVERAL)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "laconic"]
-    for launcher, folder in ((torchrun, killed), (["-m", "laconic"], tmp_path / "one")):
-        command = [sys.executable, *launcher, *COMMAND, "--out", str(folder), "--resume"]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
+    worlds.pool().results("command", 3, arguments=[*COMMAND, "--out", str(killed), "--resume"])
+    done = CliRunner().invoke(app, [*COMMAND, "--out", str(one), "--resume"])
+    assert done.exit_code == 0, done.output
+    for folder in (killed, one):
         resumed = laconic.Runs.load(folder)
         assert facts(resumed) == facts(whole)
         pd.testing.assert_frame_equal(untimed(resumed), untimed(whole), check_exact=True)  # and so each row once
     assert len(whole.results) == len(SEVERAL)
+    assert laconic.Runs.load(killed).document["machine"]["processes"] == 3

@@ -203,13 +203,15 @@ def test_topk_permk_contracts_with_equality_at_equal_magnitudes(
 ) -> None:
     """Per worker over all deals, for remainders, clamped k and d < n, and every scale that claims something."""
     cases = [TopKPermK(k, scale) for k in range(1, d + 1) for scale in (0.5, 1.0, 1.5)]
-    vectors, keys = list(nasty(d)), keys_of(n)
-    error, count = torch.zeros(len(cases), len(vectors), dtype=torch.float64), 0
+    vectors = torch.stack(list(nasty(d)))
+    rows = len(vectors)
+    keys = Keys(0, 0, "/up0", np.zeros(rows, dtype=np.int64), n)  # one worker: the others are like it
+    error, count = torch.zeros(len(cases), rows, dtype=torch.float64), 0
     for _ in every_deal(monkeypatch, d, n):
-        for place, (case, v) in enumerate(itertools.product(cases, vectors)):
-            codes = case.codes(v.expand(n, d), keys)
-            out = case.decode(Message(case.schema((d,), v.dtype, keys), codes, n), (d,), v.dtype, keys).dense()
-            error.view(-1)[place] += float(((out[0] - v) ** 2).sum())  # one worker: the others are like it
+        for place, case in enumerate(cases):
+            codes = case.codes(vectors, keys)
+            message = Message(case.schema((d,), vectors.dtype, keys), codes, rows)
+            error[place] += ((case.decode(message, (d,), vectors.dtype, keys).dense() - vectors) ** 2).sum(1)
         count += 1
     for case, errors in zip(cases, error / count, strict=True):
         claim = case.claim(d, n)

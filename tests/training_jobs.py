@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import random
 import threading
@@ -132,18 +131,21 @@ def streams(flight: Flight) -> list[str]:
     return [ask.packet.keys.stream for ask in flight]  # type: ignore[attr-defined]
 
 
-def recorded_collectives(group: Any) -> list[tuple[str, int]]:
-    """From now on, the collectives of a group with their sizes, in the order in which they are issued."""
+def recorded_collectives(carrier: Any) -> list[tuple[str, int]]:
+    """From now on, the collectives of a carrier with their sizes, in the order in which they are issued."""
     issued: list[tuple[str, int]] = []
-    for name, position in (("all_gather", 1), ("all_reduce", 0)):
-        setattr(dist, name, functools.partial(_noted, issued, group, name, position, getattr(dist, name)))
+    gather, reduce = carrier.gather_padded, carrier.all_reduce
+
+    def gather_padded(mine: Any, width: int) -> Any:
+        issued.append(("all_gather", width))
+        return gather(mine, width)
+
+    def all_reduce(total: Tensor) -> Any:
+        issued.append(("all_reduce", total.numel()))
+        return reduce(total)
+
+    carrier.gather_padded, carrier.all_reduce = gather_padded, all_reduce
     return issued
-
-
-def _noted(issued: list, mine: Any, name: str, position: int, genuine: Any, *arguments: Any, **keywords: Any) -> Any:
-    if keywords.get("group") is mine:
-        issued.append((name, arguments[position].numel()))
-    return genuine(*arguments, **keywords)
 
 
 def train(model: DistributedDataParallel, steps: int, kind: torch.dtype, start: int = 0) -> None:
@@ -160,16 +162,14 @@ def job_train(
     """The training with DDP: parameters, ledger, the buckets of every step, and the order of everything."""
     kind: torch.dtype = getattr(torch, dtype)
     model = DistributedDataParallel(Net(kind), bucket_cap_mb=bucket_cap_mb)  # type: ignore[arg-type]
-    genuine = dist.all_gather, dist.all_reduce
     attached = attach(model, Policy(mechanism, rules=()), window=window)
     runtime: Any = attached.averager.runtime
     try:
-        issued = recorded_collectives(runtime.carrier._group)
+        issued = recorded_collectives(runtime.carrier)
         recorder = Recorder(runtime, random.Random(1) if delayed == dist.get_rank() else None)
         buckets = recorded_buckets(attached)
         train(model, steps, kind)
     finally:
-        dist.all_gather, dist.all_reduce = genuine
         attached.detach()
     said = account(runtime)
     flags = sum(map(len, buckets)) * dist.get_world_size() * kind.itemsize  # whether numbers were finite, per bucket

@@ -1,25 +1,26 @@
 """Worlds of processes for the tests: four workers, started once, of which a job takes the first few.
 
-The parent speaks to each worker by lines of JSON over its standard input and output. A job is a function of jobs.py
-by its name; every process of its world runs it. Its `torch.distributed` group is that of the job before, where that
-one had as many processes and ended well.
+Workers are forks of one process that has imported everything and done nothing else, so that one that died is replaced
+in no time. The parent speaks to each by JSON over a pipe. A job is a function of jobs.py by its name; every process of
+its world runs it. Its `torch.distributed` group is that of the job before, where that one had as many processes and
+ended well.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
-import selectors
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import worker
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
@@ -36,17 +37,31 @@ class Failed(AssertionError):
         self.replies = replies
 
 
+@functools.cache
+def forks() -> Any:
+    """What starts processes that are copies of one with all jobs imported."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ready"])
+    before = dict(os.environ)
+    os.environ.update(PYTHONPATH=os.pathsep.join([str(SOURCE), str(HERE)]), OMP_NUM_THREADS="1")
+    for name in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
 class Worker:
     """One process."""
 
     def __init__(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-        environment["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(HERE)])
-        environment["OMP_NUM_THREADS"] = "1"
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", str(HERE / "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=environment, text=True,
-        )  # fmt: skip
+        self._pipe, theirs = forks().Pipe()
+        self.process = forks().Process(target=worker.serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
         self._ready = False
 
     def wait_until_ready(self) -> None:
@@ -57,28 +72,23 @@ class Worker:
 
     def ask(self, request: dict[str, Any]) -> None:
         """Hands it a request."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        self._pipe.send_bytes(json.dumps(request).encode())
 
     def reply(self, deadline: float) -> dict[str, Any]:
         """What it answers, or how it died."""
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                self.stop()
-                return {"hung": True}
-        line = self.process.stdout.readline()
-        return json.loads(line) if line.endswith("\n") else {"died": self.process.wait()}
+        if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
+            self.stop()
+            return {"hung": True}
+        try:
+            return json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            self.process.join()
+            return {"died": self.process.exitcode}
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # what was not read yet by one who is gone
-                if pipe is not None:
-                    pipe.close()
+        self.process.join()
+        self._pipe.close()
 
 
 class Pool:
@@ -95,8 +105,8 @@ class Pool:
     ) -> list[dict[str, Any]]:
         """What every rank says: {"result": x}, {"error": type, "message": text}, {"died": status} or {"hung": True}."""
         self._start(MOST)
-        for worker in self._workers[:world]:
-            worker.wait_until_ready()
+        for one in self._workers[:world]:
+            one.wait_until_ready()
         group = self._group
         if group is None or (group["world"], group["limit"]) != (world, limit):
             group = {"store": next(self._stores), "world": world, "limit": limit}
@@ -107,8 +117,8 @@ class Pool:
                 self._workers[rank].ask({"job": job, "group": {**group, "rank": rank}, "arguments": arguments})
             replies = [self._workers[rank].reply(deadline) for rank in range(world)]
         except BaseException:  # the test's own time limit, say: nobody may take a late reply for that of the next job
-            for worker in self._workers[:world]:
-                worker.stop()
+            for one in self._workers[:world]:
+                one.stop()
             raise
         if all("result" in reply for reply in replies):
             self._group = group
@@ -121,18 +131,23 @@ class Pool:
             raise Failed(job, replies)
         return [reply["result"] for reply in replies]
 
+    def kill(self, world: int) -> None:
+        """Ends the first workers by SIGKILL, whatever they are doing."""
+        for one in self._workers[:world]:
+            one.process.kill()
+
     def _start(self, count: int) -> None:
-        for worker in self._workers:
-            if worker.process.poll() is not None:
-                worker.stop()
-        alive = [worker for worker in self._workers if worker.process.poll() is None]
+        for one in self._workers:
+            if not one.process.is_alive():
+                one.stop()
+        alive = [one for one in self._workers if one.process.is_alive()]
         if len(alive) < count:
             self._group = None
         self._workers = alive + [Worker() for _ in range(count - len(alive))]
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.stop()
+        for one in self._workers:
+            one.stop()
         self._folder.cleanup()
 
 

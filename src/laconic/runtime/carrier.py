@@ -103,10 +103,11 @@ class Carrier:
         rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.world)]
         if not width:
             return lambda: [row.numpy() for row in rows]
-        work = self.hand_over(lambda: dist.all_gather(rows, row, group=self._group, async_op=True), row)
+        works = self.hand_over(lambda: gather(rows, row, self._group), row)
 
         def wait() -> list[np.ndarray]:
-            self._wait(work)
+            for work in works:
+                self._wait(work)
             return [row.numpy() for row in rows]
 
         return wait
@@ -182,6 +183,21 @@ class Carrier:
         if size:
             self.guard(lambda: dist.recv(data, source, group=self._group))
         return data.numpy()
+
+
+def gather(rows: list[Tensor], row: Tensor, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Begins to gather everyone's row into `rows`, and gives what is to be waited for.
+
+    Two processes send each other their rows: Gloo's all-gather sends the halves of a row one after the other, and takes
+    up to half as long again.
+    """
+    if len(rows) != 2:
+        return [dist.all_gather(rows, row, group=group, async_op=True)]
+    rank = dist.get_rank(group)
+    heard = dist.irecv(rows[1 - rank], group=group, group_src=1 - rank)
+    said = dist.isend(row, group=group, group_dst=1 - rank)
+    rows[rank].copy_(row)
+    return [heard, said]
 
 
 class _AllGather(Gathering):

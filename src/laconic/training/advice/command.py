@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,12 +40,12 @@ def advise(
     from laconic.training.advice.advisor import DEFAULTS
     from laconic.training.advice.candidates import candidate_of
     from laconic.training.recipes import launch
+    from laconic.training.recipes.catalogue import task_of
 
     candidates = DEFAULTS if mechanism is None else tuple(dict.fromkeys(["dense", *mechanism]))
     for candidate in candidates:
         candidate_of(candidate)  # what cannot be read is said before processes are started
-    options = {"batch": batch, "width": width, "size": size, "data_dir": data_dir}
-    task = _task_of(name, {key: value for key, value in options.items() if value is not None})
+    task = task_of(name, {"batch": batch, "width": width, "size": size, "data_dir": data_dir})
     task.check()
     if ranks is not None and not launch.started():
         raise typer.Exit(launch.start(ranks, threads, sys.argv[1:]))
@@ -58,17 +58,6 @@ def advise(
             _print(found, as_json)
 
 
-def _task_of(name: str, options: dict[str, Any]) -> Task:
-    from laconic.training.recipes.image_tasks import IMAGE_TASKS
-    from laconic.training.recipes.tasks import made
-    from laconic.training.recipes.text_tasks import GPT2
-
-    tasks = {**IMAGE_TASKS, GPT2.name: GPT2}
-    if name not in tasks:
-        raise ValueError(f"advise {name} : give one of {', '.join(tasks)}")
-    return made(tasks[name], options)
-
-
 def _advice(task: Task, candidates: tuple[str, ...], bucket_mb: float) -> Advice:
     """For a recipe as `laconic train` runs it: buffers are not broadcast, and batches are made in the step."""
     import itertools
@@ -77,14 +66,14 @@ def _advice(task: Task, candidates: tuple[str, ...], bucket_mb: float) -> Advice
 
     from laconic.training.advice.advisor import advise as advise_on
     from laconic.training.advice.verdict import Advice
-    from laconic.training.recipes.exchange import SYNCHRONISED
+    from laconic.training.recipes.forecast import ddp_options
 
     if dist.get_world_size() == 1:
         return Advice(1, None, None, None, {})
     data, steps = task.open(0, dist.get_rank(), dist.get_world_size()), itertools.count()
     return advise_on(
         task.module(0), lambda model: data.loss(model, next(steps)), candidates, optimizer=task.optimizer,
-        ddp={SYNCHRONISED: False, "bucket_cap_mb": bucket_mb},
+        ddp=ddp_options(bucket_mb),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from laconic.runtime.carrier import gather
 from laconic.runtime.moves import Price
 from laconic.training.advice.transfers import AllGather, AllReduce, Transfer
 
@@ -19,6 +21,7 @@ SMALLEST, GROWTH, LARGEST = 1 << 10, 4, 1 << 24  # bytes of the sweep
 LONGEST = 1.0  # seconds that a transfer may take; the next size is left out where it would take more
 PATIENCE = 0.3  # seconds for the repetitions of one size
 REPETITIONS = 9
+PATIENT_SWEEPS = 3  # where noise hides how times grow with sizes
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,12 @@ class Link:
         world = dist.get_world_size(group)
         if world < 2:
             raise ValueError("Link.measure : there is no link with fewer than 2 processes")
-        samples = [*_sweep(group, AllReduce, _all_reduce, largest), *_sweep(group, AllGather, _all_gather, largest)]
+        samples: list[Sample] = []
+        for _ in range(PATIENT_SWEEPS):
+            samples += _sweep(group, AllReduce, _all_reduce, largest)
+            samples += _sweep(group, AllGather, _all_gather, largest)
+            with contextlib.suppress(ValueError):  # on busy processors: medians of more transfers are better
+                return Link.fit(samples, world)
         return Link.fit(samples, world)
 
 
@@ -177,7 +185,7 @@ def _all_reduce(group: dist.ProcessGroup | None, nbytes: int) -> Callable[[], ob
 def _all_gather(group: dist.ProcessGroup | None, nbytes: int) -> Callable[[], object]:
     mine = torch.zeros(nbytes, dtype=torch.uint8)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    return lambda: dist.all_gather(everyone, mine, group=group)
+    return lambda: [work.wait() for work in gather(everyone, mine, group)]
 
 
 def _sweep(
