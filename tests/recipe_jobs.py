@@ -6,9 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from laconic.training.policy import Policy
-from laconic.training.recipes.baselines import BASELINES, baseline_of
-from laconic.training.recipes.exchange import Compressed
+from laconic.training.recipes.baselines import BASELINES
+from laconic.training.recipes.choice import exchange_of
 from laconic.training.recipes.image_tasks import Digits
 from laconic.training.recipes.loop import Plan, Run
 
@@ -18,25 +17,35 @@ class Stopped(Exception):
 
 
 def job_recipe(
-    exchange: str, out: str, steps: int, stop_after: int | None = None, resume: bool = False
-) -> dict[str, Any]:
-    """A run on the digits: a hash of its weights, None where it was stopped, and the bytes up."""
+    exchange: str | None, out: str, steps: int, stop_after: int | None = None, resume: bool = False,
+    local: str | None = None, options: dict[str, Any] | None = None, task: dict[str, Any] | None = None,
+    every: int = 4, predict: bool = False, **policy: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A run on the digits: a hash of its weights, None where it was stopped, its bytes and its result."""
 
     def watch(step: int, steps: int, loss: float) -> None:
         if step == stop_after:
             raise Stopped
 
-    chosen = baseline_of(exchange) if exchange.partition("-")[0] in BASELINES else Compressed(Policy(exchange))
-    run = Run(Digits(batch=8, warm_up=2), chosen, Plan(Path(out), steps, evaluate_every=4, resume=resume))
+    baseline = exchange if (exchange or "").partition("-")[0] in BASELINES else None
+    chosen = exchange_of(None if baseline else exchange, baseline, local, options=options, **policy)
+    plan = Plan(Path(out), steps, evaluate_every=every, resume=resume, predict=predict)
+    run = Run(Digits(**{"batch": 8, "warm_up": 2, **(task or {})}), chosen, plan)
+    result = {}
     try:
-        run.train(watch)
+        result = run.train(watch)
     except Stopped:
-        run.joined.close()
         return {"x": None, "up": run.joined.traffic().up}
-    except BaseException:
-        run.joined.close()
-        raise
     digest = hashlib.sha256()
     for parameter in run.module.parameters():
         digest.update(parameter.detach().numpy().tobytes())
-    return {"x": digest.hexdigest(), "up": run.joined.traffic().up}
+    with run.joined.judged():
+        judged = run.module.head.weight.flatten().tolist()  # type: ignore[union-attr]
+        loss = run.course.evaluate(run.module)["test_loss"]
+    ledger = getattr(getattr(run.joined, "updates", run.joined), "ledger", None)
+    return {
+        "x": digest.hexdigest(), "up": run.joined.traffic().up, "result": result, "label": chosen.label,
+        "weights": run.module.head.weight.flatten().tolist(),  # type: ignore[union-attr]
+        "judged": judged, "judged_loss": loss, "own_loss": run.course.evaluate(run.module)["test_loss"],
+        "ledger": None if ledger is None else int(ledger.uplink[run.rank]),
+    }  # fmt: skip

@@ -29,7 +29,7 @@ MAY_IMPORT = {  # a part of the house -> the other parts it may import
     "broadcasts": FOUNDATION | {"compressors", "mechanisms"},
     "methods": FOUNDATION | {"broadcasts", "compressors", "estimators", "mechanisms", "schedules"},
     "runtime": frozenset({"core"}),
-    "training": frozenset({"core", "runtime"}),
+    "training": frozenset({"core", "runtime", "netlab"}),
     "lab": frozenset({"core", "runtime"}),
     "checks": frozenset({"core", "runtime"}),
     "netlab": frozenset(),

@@ -1,4 +1,4 @@
-"""The command line: `laconic list | show | run | tune | report | check | bench`, thin over `lab` and `checks`."""
+"""The command line, thin: `laconic list | show | run | tune | report | check | train | advise | netlab | ...`."""
 
 from __future__ import annotations
 
@@ -39,12 +39,8 @@ from laconic.training.recipes.command import train
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Communication-efficient distributed optimization: compare methods by rounds, bytes and seconds.",
+    help="Communication-efficient distributed optimization: compare methods by rounds, bytes and seconds, and train.",
 )  # fmt: skip
-
-app.command("netlab", context_settings={"allow_interspersed_args": False})(netlab)
-app.command("train")(train)
-app.command("advise")(advise)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -482,3 +478,9 @@ def bench_compressors(
     console.print(f"\nSize: a Gaussian vector of {measurements.SIZES:,} float32 (a square matrix), 10 workers;")
     console.print("beta = bytes of the vector / bytes of the message")
     console.print(table)
+
+
+# after the others, so that they are listed after them
+app.command("train")(train)
+app.command("advise")(advise)
+app.command("netlab", context_settings={"allow_interspersed_args": False})(netlab)

@@ -142,10 +142,20 @@ class DiLoCo(LocalUpdates):
         self.anchor = {name: nn.Parameter(p.detach().clone()) for name, p in self.parameters.items()}
         self.outer = outer_optimizer(list(self.anchor.values()))
         self._flights: list[_Flight] = []
+        self._sent = 0  # the averager counts an exchange when its thread begins with it
 
     def settings(self) -> dict[str, Any]:
         fragments = len(self.fragments)
         return {"sync_every": self.sync_every, "fragments": fragments, "delay": self.delay, "mixing": self.mixing}
+
+    @property
+    def exchanges(self) -> int:
+        """Begun so far."""
+        return self._sent
+
+    @property
+    def in_the_air(self) -> int:
+        return len(self._flights)
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -163,6 +173,7 @@ class DiLoCo(LocalUpdates):
         last = fragment == len(self.fragments) - 1
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()} if last else {}
         arrival = self.averager.start({**changes, **buffers})
+        self._sent += 1
         self._flights.append(_Flight(fragment, self.steps + self.delay, changes, buffers, arrival))
 
     def _merge(self, now: int) -> None:
@@ -207,6 +218,7 @@ class DiLoCo(LocalUpdates):
         self._forget()
         copy_into(self.anchor, state["anchor"])
         self.outer.load_state_dict(state["outer"])
+        self._sent = self.averager.steps
         self._flights = [_Flight(**flight, arrival=None) for flight in state["flights"]]
 
     def _forget(self) -> None:

@@ -84,6 +84,16 @@ class LocalUpdates(ABC):
         """The bytes said so far."""
         return self.averager.ledger
 
+    @property
+    def exchanges(self) -> int:
+        """Begun so far, while none is in the air."""
+        return self.averager.steps
+
+    @property
+    def in_the_air(self) -> int:
+        """Exchanges that have begun and are not merged yet."""
+        return 0
+
     # ---- the loop ---------------------------------------------------------------------------------------------
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, ClassVar, cast
 
 import torch.distributed as dist
@@ -64,9 +65,13 @@ class Baseline(Exchange):
         """The module in DDP with this hook."""
         model = parallel(module, bucket_mb)
         self.register(model)
-        return _Computed(self, model)
+        return _Computed(self, model, optimizer)
 
-    def dense_numbers(self, named: dict[str, Tensor]) -> int:
+    def candidate(self) -> str | None:
+        """By its label."""
+        return self.label
+
+    def dense_numbers(self, named: Mapping[str, Tensor]) -> int:
         """All of them, unless a baseline says otherwise."""
         return sum(tensor.numel() for tensor in named.values())
 
@@ -74,8 +79,8 @@ class Baseline(Exchange):
 class _Computed(Joined):
     """A baseline at work; bytes by formula."""
 
-    def __init__(self, baseline: Baseline, model: DistributedDataParallel) -> None:
-        self.model = model
+    def __init__(self, baseline: Baseline, model: DistributedDataParallel, optimizer: Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
         self._baseline, self._world = baseline, dist.get_world_size()
         self._shapes = [tuple(parameter.shape) for parameter in model.parameters()]
         self._steps, self._traffic = 0, Traffic()
@@ -99,7 +104,9 @@ class _Computed(Joined):
         """Goes on counting."""
         self._steps, self._traffic = step, Traffic(**state)
 
-    def close(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Nothing was started."""
 
 
@@ -135,7 +142,7 @@ class HalfPrecision(Baseline):
         """PyTorch's hook."""
         model.register_comm_hook(model.process_group, default_hooks.fp16_compress_hook)
 
-    def dense_numbers(self, named: dict[str, Tensor]) -> int:
+    def dense_numbers(self, named: Mapping[str, Tensor]) -> int:
         """None: all are rounded."""
         return 0
 
@@ -151,6 +158,9 @@ class Nothing(Baseline):
         """Nothing."""
         return 0
 
+    def candidate(self) -> None:
+        """There is nothing to predict."""
+
     def register(self, model: DistributedDataParallel) -> None:
         """PyTorch's hook for this very purpose."""
         model.register_comm_hook(None, noop_hook)
@@ -163,6 +173,10 @@ class TorchPowerSGD(Baseline):
     Its defaults, but for `start_powerSGD_iter`: it averages in float32 for two steps, the fewest that it allows with
     error feedback, where its default is 1,000. A tensor of shape (n, ...) is an n x m matrix; with q = min(n, m, rank)
     it is compressed where 2 (n + m) q < n m, and then P and Q, (n + m) q numbers, are averaged; else all n m.
+
+    All gradients are in one bucket, whatever `--bucket-mb` says: the hook issues collectives from the callbacks of
+    others, and with several buckets over Gloo their order depends on timing, so that processes issue different ones and
+    abort. So nothing of its communication is hidden behind the backward pass.
     """
 
     rank: int
@@ -183,8 +197,13 @@ class TorchPowerSGD(Baseline):
     def of(cls, parameter: str) -> Baseline:
         """From the rank."""
         if not parameter.isdecimal() or int(parameter) < 1:
-            raise ValueError(f"--baseline powersgd-{parameter} : give an integer >= 1 as the rank, powersgd-1 say")
+            given = f"powersgd-{parameter}" if parameter else "powersgd"
+            raise ValueError(f"--baseline {given} : give an integer >= 1 as the rank, powersgd-1 say")
         return cls(int(parameter))
+
+    def bucket_mb(self, module: nn.Module, asked: float) -> float:
+        """As much as there is, and a MiB."""
+        return 1.0 + sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()) / 2**20
 
     def said(self, shapes: Sequence[tuple[int, ...]], step: int) -> int:
         """Those of P, Q and the tensors that are not worth it; everything in the first two steps."""
@@ -207,7 +226,7 @@ class TorchPowerSGD(Baseline):
         )  # fmt: skip
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
-    def dense_numbers(self, named: dict[str, Tensor]) -> int:
+    def dense_numbers(self, named: Mapping[str, Tensor]) -> int:
         """Those of the tensors that are not worth it."""
         return sum(tensor.numel() for tensor in named.values() if not self._of(tuple(tensor.shape))[1])
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from laconic.training.alarms import ErrorGrows, NothingCompressed
-from laconic.training.averager import Averager
-from laconic.training.hook import attach
-from laconic.training.meter import Step
-from laconic.training.outputs import Output, Totals
 from laconic.training.policy import DENSE, Policy
-from laconic.training.telemetry import Telemetry
+from laconic.training.recipes.tasks import Course
+from laconic.training.recipes.timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -32,26 +29,49 @@ class Traffic:
 
 
 class Joined(ABC):
-    """An exchange at work in one process.
+    """An exchange at work in one process. As a context manager it is closed at the end of the block.
 
     Attributes
     ----------
-    model : what the loop calls; its backward pass may communicate.
+    model : what is trained; its backward pass may communicate.
+    optimizer : makes the steps.
     """
 
     model: nn.Module
+    optimizer: Optimizer
 
-    @abstractmethod
-    def stepped(self) -> None:
-        """Called after each step of the optimizer; methods with local steps communicate here."""
+    def take_step(self, course: Course, step: int, watched: Stopwatch) -> Tensor:
+        """One step of training; gives the loss of this process' batch. Says when forward and backward have ended."""
+        loss = course.loss(self.model, step)
+        watched.forward()
+        loss.backward()
+        watched.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.stepped()
+        return loss.detach()
+
+    def stepped(self) -> None:  # noqa: B027, as not all do something
+        """Called after each step of the optimizer."""
+
+    def finish(self) -> None:  # noqa: B027, as above
+        """Called after the last step: what is still in the air arrives."""
 
     @abstractmethod
     def traffic(self) -> Traffic:
-        """The bytes so far."""
+        """The bytes so far; asked for after `told`."""
 
     def told(self) -> dict[str, Any]:
-        """What the averager says of the last step, as :class:`laconic.training.JsonLines` does; nothing without one."""
+        """What the averager says of the step, but for bytes; called once after each. Nothing without an averager."""
         return {}
+
+    def evaluations(self, steps: int) -> int:
+        """Gradients of minibatches that this process has computed in so many steps."""
+        return steps
+
+    def judged(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the module holds the model that an evaluation is about."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -61,9 +81,18 @@ class Joined(ABC):
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Goes on from a state that was taken before step `step`."""
 
-    @abstractmethod
     def close(self) -> None:
         """Ends what it has started."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends what it has started; after an error without another word to the other processes."""
 
 
 class Exchange(ABC):
@@ -73,20 +102,37 @@ class Exchange(ABC):
     ----------
     label : its name in tables: a spec, or a baseline's name.
     counting : where the bytes come from, in words.
+    judging : which model evaluations are about, in words.
     cannot_resume : why an interrupted run cannot go on with the same numbers; empty where it can.
+    settles : steps after which its messages and times are those of the rest of the run.
+    steady : whether a step is like the next, so that a median speaks for all; of others the mean does.
     """
 
     label: str
     counting: str
+    judging: ClassVar[str] = "the model that all processes have, with the mean of their running statistics"
     cannot_resume: str = ""
+    settles: int = 2  # DDP deals its buckets anew
+    steady: ClassVar[bool] = True
+
+    def check(self, optimizer: Optimizer) -> None:  # noqa: B027, as not all refuse something
+        """Raises ValueError, one line, for an optimizer of a kind that it cannot serve; before processes start."""
+
+    def bucket_mb(self, module: nn.Module, asked: float) -> float:
+        """The size of DDP's buckets in MiB."""
+        return asked
 
     @abstractmethod
     def join(self, module: nn.Module, optimizer: Optimizer, seed: int, bucket_mb: float) -> Joined:
         """Sets to work, on every process at the same time."""
 
     @abstractmethod
-    def dense_numbers(self, named: dict[str, Tensor]) -> int:
+    def dense_numbers(self, named: Mapping[str, Tensor]) -> int:
         """How many of the parameters' numbers travel as they are."""
+
+    def candidate(self) -> Policy | str | None:
+        """What the advisor knows it as; None where it does not."""
+        return None
 
 
 # PyTorch has renamed the option
@@ -107,85 +153,34 @@ def parallel(module: nn.Module, bucket_mb: float) -> DistributedDataParallel:
     return DistributedDataParallel(module, **options)
 
 
-@dataclass(frozen=True)
-class Compressed(Exchange):
-    """A mechanism in DDP's communication hook; `policy` or its spec as in :func:`laconic.training.attach`."""
-
-    policy: Policy
-
-    counting = "the ledger: lengths of the messages"
-
-    @property
-    def label(self) -> str:  # type: ignore[override]
-        """The mechanism's spec."""
-        return str(self.policy.mechanism)
-
-    def join(self, module: nn.Module, optimizer: Optimizer, seed: int, bucket_mb: float) -> Joined:
-        """Attaches the mechanism to the module in DDP."""
-        return _Hooked(parallel(module, bucket_mb), self.policy, seed)
-
-    def dense_numbers(self, named: dict[str, Tensor]) -> int:
-        """The numbers of the tensors for which the policy says so."""
-        found = 0
-        for name, tensor in named.items():
-            rule = self.policy.rule_of(name, tuple(tensor.shape))
-            mechanism = self.policy.mechanism if rule is None else rule.mechanism
-            found += tensor.numel() * (str(mechanism) == DENSE)
-        return found
+# ---- policies --------------------------------------------------------------------------------------------------------
 
 
-class _Last(Output):
-    """Keeps the last step for the loop, which writes it beside its own times."""
-
-    def __init__(self) -> None:
-        self.line: dict[str, Any] = {}
-
-    def open(self, rank: int) -> bool:
-        return True
-
-    def write(self, step: Step, alarms: Sequence[str]) -> None:
-        fields = dataclasses.asdict(step)
-        self.line = {"step": fields.pop("number"), **fields, "ratio": step.ratio, "alarms": list(alarms)}
-
-    def close(self, totals: Totals) -> None:
-        pass
+def label_of(policy: Policy) -> str:
+    """The mechanism's spec, with rules and warm-up where they are not the default ones."""
+    return str(policy.mechanism) if policy == Policy(policy.mechanism) else str(policy)
 
 
-class _Hooked(Joined):
-    def __init__(self, model: DistributedDataParallel, policy: Policy, seed: int) -> None:
-        self.model = model
-        self._attached = attach(model, policy, seed=seed)
-        self._last = _Last()
-        self._telemetry = Telemetry(self._attached, self._last, NothingCompressed(), ErrorGrows())
+def dense_numbers(policy: Policy, named: Mapping[str, Tensor]) -> int:
+    """The numbers of the tensors that a policy sends as they are."""
+    rules = {name: policy.rule_of(name, tuple(tensor.shape)) for name, tensor in named.items()}
+    chosen = {name: policy.mechanism if rule is None else rule.mechanism for name, rule in rules.items()}
+    return sum(tensor.numel() for name, tensor in named.items() if str(chosen[name]) == DENSE)
 
-    @property
-    def averager(self) -> Averager:
-        """At work behind the hook."""
-        return self._attached.averager
 
-    def stepped(self) -> None:
-        """All is said in the backward pass."""
+def warm_up(policy: Policy) -> int:
+    """The steps of a policy's warm-up."""
+    return sum(steps for steps, _ in policy.warm_up)
 
-    def told(self) -> dict[str, Any]:
-        """The averager's record, which is complete a moment after the backward pass."""
-        self.averager.wait()
-        return self._last.line
 
-    def traffic(self) -> Traffic:
-        """By the ledger."""
-        ledger, rank = self._attached.ledger, self.averager.rank
-        sent = ledger.transport.payload + ledger.transport.framing
-        return Traffic(int(ledger.uplink[rank]), int(ledger.downlink[rank]), sent)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averager's."""
-        return self._attached.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Into the averager."""
-        self._attached.load_state_dict(state)
-
-    def close(self) -> None:
-        """Ends telemetry and the averager's thread."""
-        self._telemetry.close()
-        self._attached.detach()
+@contextlib.contextmanager
+def holding(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it tensors have other values."""
+    own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        tensor.detach().copy_(values[name])
+    try:
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.detach().copy_(own[name])

@@ -22,7 +22,8 @@ def start(ranks: int, threads: int | None, arguments: Sequence[str]) -> int:
     each = threads or max(1, (os.cpu_count() or 1) // ranks)
     environment = {**os.environ, "OMP_NUM_THREADS": str(each)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run([*command, "-m", "laconic", *arguments], env=environment).returncode
+    # after -- it does not take our options for short forms of its own
+    return subprocess.run([*command, "-m", "--", "laconic", *arguments], env=environment).returncode
 
 
 @contextmanager

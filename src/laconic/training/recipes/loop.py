@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from laconic.netlab.counters import Counters
+from laconic.training.advice.predict import Prediction
 from laconic.training.recipes.exchange import Exchange, Joined, Traffic
+from laconic.training.recipes.forecast import forecast
 from laconic.training.recipes.record import Record, machine, versions
 from laconic.training.recipes.schedules import factor, schedule_of
 from laconic.training.recipes.tasks import Course, Task
@@ -34,10 +37,11 @@ class Plan:
     out : the run directory.
     steps : None for the task's epochs.
     seed : of weights, order, augmentation and the mechanism's randomness.
-    evaluate_every : steps; None for every epoch or a tenth of the run, what is less, but at least 100.
+    evaluate_every : steps; None for what the task says, once in an epoch for images.
     checkpoint_every : steps; None for when it is evaluated, 0 for never.
     bucket_mb : the size of DDP's buckets in MiB.
     resume : go on from the last checkpoint in `out`.
+    predict : let the advisor predict the time of a step first.
     """
 
     out: Path
@@ -47,6 +51,7 @@ class Plan:
     checkpoint_every: int | None = None
     bucket_mb: float = 25.0
     resume: bool = False
+    predict: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("seed", 0), ("evaluate_every", 1), ("checkpoint_every", 0)):
@@ -55,6 +60,17 @@ class Plan:
                 raise ValueError(f"--{name.replace('_', '-')} {value} : give an integer >= {least}")
         if not self.bucket_mb > 0.0:
             raise ValueError(f"--bucket-mb {self.bucket_mb} : give a number > 0")
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of one step of this process: seconds, bytes by the ledger, and bytes that crossed the network's interface."""
+
+    seconds: Seconds
+    up: int
+    sent: int
+    wire_up: int | None
+    wire_down: int | None
 
 
 class Run:
@@ -68,16 +84,21 @@ class Run:
         self.record = Record(plan.out, self.rank, plan.resume)
         self.course: Course = task.open(plan.seed, self.rank, self.world)
         self.steps = plan.steps or max(1, round(task.epochs * self.course.steps_per_epoch))
-        self.every = plan.evaluate_every or max(100, min(self.course.steps_per_epoch, math.ceil(self.steps / 10)))
+        self.every = plan.evaluate_every or task.evaluate_every(self.steps, self.course.steps_per_epoch)
         self.module: nn.Module = task.module(plan.seed)
         self.optimizer = task.optimizer(self.module)
-        self.joined: Joined = exchange.join(self.module, self.optimizer, plan.seed, plan.bucket_mb)
         self.base = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = schedule_of(task.schedule)
         self.numbers = sum(parameter.numel() for parameter in self.module.parameters())
         self.step, self.seconds = 0, 0.0
-        self._times: list[Seconds] = []
+        self._costs: list[_Cost] = []
         self._losses: list[float] = []
+        self._wire = Counters()
+        bucket_mb = exchange.bucket_mb(self.module, plan.bucket_mb)
+        self.predicted = forecast(task, exchange, self.course, self.module, bucket_mb) if plan.predict else None
+        self.joined: Joined = exchange.join(self.module, self.optimizer, plan.seed, bucket_mb)
+        # whoever averages in a hook before the step has registered it by now
+        self.optimizer.register_step_pre_hook(lambda *_: task.prepare_step(self.module))
 
     @property
     def smoke(self) -> bool:
@@ -90,7 +111,14 @@ class Run:
         return {**self.task.record(), **named, "data_sha256": self.course.data_sha256}
 
     def train(self, watch: Watch = lambda step, steps, loss: None) -> dict[str, Any]:
-        """Trains to the end; gives what the last line says."""
+        """Trains to the end, and closes everything, whatever happens; gives what the last line says."""
+        try:
+            with self.joined:
+                return self._train(watch)
+        finally:
+            self.record.close()
+
+    def _train(self, watch: Watch) -> dict[str, Any]:
         document = self._document()
         if self.plan.resume:
             self._load()
@@ -111,41 +139,37 @@ class Run:
         watched.close()
         result = self._result(found)
         self.record.describe({**document, "result": result})
-        self.record.close()
-        self.joined.close()
         return result
 
     def _take_a_step(self, watched: Stopwatch) -> None:
         share = factor(self.schedule, self.step, self.steps, self.task.warm_up)
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base * share
-        before = self.joined.traffic()
+        before = self.joined.traffic(), self.joined.evaluations(self.step)
         watched.start()
-        loss = self.course.loss(self.joined.model, self.step)
-        watched.mark()
-        loss.backward()
-        watched.mark()
-        self.task.prepare_step(self.module)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.joined.stepped()
-        watched.mark()
+        loss = self.joined.take_step(self.course, self.step, watched)
+        watched.end()
         self.step += 1
-        self._note(float(loss.detach()), watched.seconds(), before)
+        if self.step == self.steps:
+            self.joined.finish()
+        self._note(float(loss), watched.seconds(), *before)
 
-    def _note(self, loss: float, seconds: Seconds, before: Traffic) -> None:
+    def _note(self, loss: float, seconds: Seconds, before: Traffic, evaluations: int) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of rank {self.rank} is {loss} at step {self.step}; try a smaller --lr")
+        told = self.joined.told()
+        now, dense, wire = self.joined.traffic(), 4 * self.numbers, self._wire.look()
+        crossed = (None, None) if wire is None else (wire.bytes_sent, wire.bytes_received)
+        cost = _Cost(seconds, now.up - before.up, now.sent - before.sent, *crossed)
         self._losses.append(loss)
-        self._times.append(seconds)
+        self._costs.append(cost)
         self.seconds += seconds.total
-        now, dense = self.joined.traffic(), 4 * self.numbers
-        up = now.up - before.up
         self.record.line("steps", {
             "step": self.step - 1, "loss": loss, "lr": self.optimizer.param_groups[0]["lr"],
-            "up": up, "down": now.down - before.down, "dense": dense, "sent": now.sent - before.sent,
-            "ratio": up / dense, "exposed": seconds.waiting, "alarms": [],
-            **{name: round(value, 6) for name, value in dataclasses.asdict(seconds).items()}, **self.joined.told(),
+            "up": cost.up, "down": now.down - before.down, "dense": dense, "sent": cost.sent,
+            "ratio": cost.up / dense, "wire_up": cost.wire_up, "wire_down": cost.wire_down,
+            "evaluations": self.joined.evaluations(self.step) - evaluations, "exposed": seconds.waiting, "alarms": [],
+            **{name: round(value, 6) for name, value in dataclasses.asdict(seconds).items()}, **told,
         })  # fmt: skip
 
     def _evaluate(self) -> dict[str, float]:
@@ -153,13 +177,15 @@ class Run:
         losses = self._losses[-self.every :]
         sums = torch.tensor([sum(losses), float(len(losses))], dtype=torch.float64)
         dist.all_reduce(sums)
-        found = self.course.evaluate(self.module)
-        traffic = self.joined.traffic()
+        with self.joined.judged():
+            found = self.course.evaluate(self.module)
         self.record.line("evaluations", {
             "step": self.step, "epoch": round(self.step / self.course.steps_per_epoch, 6), "seconds": self.seconds,
-            **dataclasses.asdict(traffic), "train_loss": float(sums[0] / sums[1]) if losses else None, **found,
+            **dataclasses.asdict(self.joined.traffic()), "evaluations": self.joined.evaluations(self.step),
+            "train_loss": float(sums[0] / sums[1]) if losses else None, **found,
         })  # fmt: skip
         self.record.flush()
+        self._wire.look()  # what an evaluation sends is no step's
         return found
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
@@ -170,6 +196,7 @@ class Run:
             "losses": self._losses[-self.every :], "model": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(), "exchange": self.joined.state_dict(),
         })  # fmt: skip
+        self._wire.look()
 
     def _load(self) -> None:
         state = self.record.load()
@@ -193,19 +220,49 @@ class Run:
         counts = {"all": self.numbers, "dense": dense, "compressed": self.numbers - dense}
         return {
             "identity": self.identity(), "smoke": self.smoke, "evaluate_every": self.every,
-            "bucket_mb": self.plan.bucket_mb, "broadcast_buffers": False, "parameters": counts,
-            "bytes": self.exchange.counting, "facts": self.course.facts, "versions": versions(),
-            "machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "bucket_mb": self.exchange.bucket_mb(self.module, self.plan.bucket_mb), "broadcast_buffers": False,
+            "parameters": counts, "bytes": self.exchange.counting, "judged_model": self.exchange.judging,
+            "evaluations": "gradients of minibatches that a process has computed", **self._forecast(),
+            "facts": self.course.facts, "versions": versions(), "machine": machine(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }  # fmt: skip
+
+    def _forecast(self) -> dict[str, Any]:
+        """What was predicted, in parts, or why not; nothing where nobody asked."""
+        if self.predicted is None:
+            return {}
+        if isinstance(self.predicted, Prediction):
+            return {"prediction": {**dataclasses.asdict(self.predicted), "seconds": self.predicted.seconds}}
+        return {"prediction": self.predicted}
 
     def _result(self, found: dict[str, float]) -> dict[str, Any]:
         traffic = self.joined.traffic()
-        settled = self._times[2:] or self._times  # the first steps set things up: DDP deals its buckets anew
+        settled = self._settled()
         times = {field.name: 0.0 for field in dataclasses.fields(Seconds)}
         if settled:
-            times = {name: median(getattr(one, name) for one in settled) for name in times}
+            times = {name: self._typical([getattr(cost.seconds, name) for cost in settled]) for name in times}
+        crossed = {name: [getattr(cost, name) for cost in settled] for name in ("wire_up", "wire_down")}
+        wire = {
+            f"{name}_per_step": self._typical(values) if values and None not in values else None
+            for name, values in crossed.items()
+        }
+        per_step = sum(times.values())
+        predicted = self.predicted.seconds if isinstance(self.predicted, Prediction) else None
+        compared = {} if self.predicted is None else {"predicted": predicted, "measured": per_step}
         return {
             **found, "steps": self.steps, "epochs": self.steps / self.course.steps_per_epoch, "smoke": self.smoke,
             "up_per_step": traffic.up / self.steps, "sent_per_step": traffic.sent / self.steps,
-            "dense_per_step": 4 * self.numbers, "seconds_per_step": sum(times.values()), "seconds": times,
+            "up_per_step_settled": self._typical([cost.up for cost in settled]) if settled else None,
+            "sent_per_step_settled": self._typical([cost.sent for cost in settled]) if settled else None, **wire,
+            "evaluations": self.joined.evaluations(self.steps), "dense_per_step": 4 * self.numbers,
+            "seconds_per_step": per_step, "seconds": times, **compared,
         }  # fmt: skip
+
+    def _settled(self) -> list[_Cost]:
+        """The steps of this process without those that are unlike the rest: first messages, a warm-up, set-up."""
+        first = max(2, self.exchange.settles - (self.steps - len(self._costs)))
+        return self._costs[first:] or self._costs
+
+    def _typical(self, values: list[Any]) -> float:
+        """Their median where each step is like the next, else their mean."""
+        return median(values) if self.exchange.steady else fmean(values)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,18 +24,24 @@ class Course(ABC):
 
     Attributes
     ----------
+    rank : of this process.
     steps_per_epoch : steps in which every training sample is seen once.
     data_sha256 : of training and evaluation data.
     facts : what a run records of the data: names, counts, the loss of simple models.
     """
 
+    rank: int
     steps_per_epoch: int
     data_sha256: str
     facts: dict[str, Any]
 
     @abstractmethod
+    def batch_loss(self, model: nn.Module, step: int, rank: int) -> Tensor:
+        """The mean loss of a process' batch of a step, the same batch whenever it is asked for."""
+
     def loss(self, model: nn.Module, step: int) -> Tensor:
         """The mean loss of this process' batch of a step."""
+        return self.batch_loss(model, step, self.rank)
 
     @abstractmethod
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -93,7 +99,11 @@ class Task(ABC):
 
     @abstractmethod
     def prepare_step(self, module: nn.Module) -> None:
-        """Called between the backward pass and the optimizer's step: clipping."""
+        """Called when gradients are averaged, before the optimizer's step: clipping."""
+
+    def evaluate_every(self, steps: int, steps_per_epoch: int) -> int:
+        """Steps between evaluations where the user does not say: an epoch or a tenth of the run, but at least 100."""
+        return max(100, min(steps_per_epoch, math.ceil(steps / 10)))
 
     def record(self) -> dict[str, Any]:
         """Name and options, as JSON."""
@@ -101,13 +111,22 @@ class Task(ABC):
         return {"task": self.name, **plain}
 
 
-def made(cls: type[Task], options: Mapping[str, Any]) -> Task:
-    """A task from the options that were given. Raises ValueError, one line, for one that it does not have."""
-    known = {field.name for field in dataclasses.fields(cls)}
+Made = TypeVar("Made")
+
+
+def made(cls: type[Made], options: Mapping[str, Any]) -> Made:
+    """A task, or another dataclass with a name, from the options that were given.
+
+    Raises
+    ------
+    ValueError : an option that it does not have, in one line.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for option in options:
         if option not in known:
             has = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(known))
-            raise ValueError(f"--{option.replace('_', '-')} : {cls.name} has no such option; it has {has}")
+            name = getattr(cls, "name", cls.__name__)
+            raise ValueError(f"--{option.replace('_', '-')} : {name} has no such option; it has {has}")
     return cls(**options)
 
 

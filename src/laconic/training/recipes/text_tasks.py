@@ -35,7 +35,7 @@ class TextCourse(Course):
     """A text dealt to the processes in windows; `facts` holds the bigram model's loss on what it is judged by."""
 
     def __init__(self, text: Text, size: Size, batch: int, judged: int, seed: int, rank: int, world: int) -> None:
-        self._rank, self._world = rank, world
+        self.rank, self._world = rank, world
         self._train, validation = Windows(text.train, size.context), Windows(text.validation, size.context)
         self._judged = validation.at(validation.spread(judged))
         self._shards = Shards(len(self._train), batch, world, seed)
@@ -47,13 +47,13 @@ class TextCourse(Course):
             loss = bigram_loss(text.train, text.vocabulary, self._judged[:, :-1], self._judged[:, 1:])
             self.facts |= {"bigram_validation_loss": loss, "bigram": "interpolated Kneser-Ney, nats per token"}
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
-        """Nats per token over this process' windows."""
-        return _nats(model, torch.from_numpy(self._train.at(self._shards.samples(step, self._rank))))
+    def batch_loss(self, model: nn.Module, step: int, rank: int) -> Tensor:
+        """Nats per token over a process' windows."""
+        return _nats(model, torch.from_numpy(self._train.at(self._shards.samples(step, rank))))
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """`validation_loss`, nats per token; every token of a window counts, also those with little before them."""
-        mine = torch.from_numpy(self._judged[part_of(len(self._judged), self._rank, self._world)])
+        mine = torch.from_numpy(self._judged[part_of(len(self._judged), self.rank, self._world)])
         total = torch.zeros(1, dtype=torch.float64)
         with judging(module):
             for windows in mine.split(AT_ONCE):

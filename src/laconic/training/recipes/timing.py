@@ -17,7 +17,8 @@ class Seconds:
     forward : making the batch, and the forward pass.
     backward : to the moment when the last gradient is computed; what a hook computes on the way counts here.
     waiting : from then to the end of the backward pass: the communication that nothing hides.
-    optimizer : clipping, the optimizer's step, and what communicates after it.
+    optimizer : clipping, the optimizer's step, and what communicates in it: local updates, and the gradients at other
+        points that a mechanism asks for.
     """
 
     forward: float
@@ -50,14 +51,24 @@ class Stopwatch:
         """A step begins."""
         self._marks = [time.perf_counter()]
 
-    def mark(self) -> None:
-        """The forward pass, the backward pass, the optimizer's step has ended."""
+    def forward(self) -> None:
+        """A forward pass has ended; the first of a step counts."""
+        if len(self._marks) == 1:
+            self._marks.append(time.perf_counter())
+
+    def backward(self) -> None:
+        """A backward pass has ended; the first of a step counts."""
+        if len(self._marks) == 2:
+            self._marks += [self._ready, time.perf_counter()]
+
+    def end(self) -> None:
+        """The step has ended."""
         self._marks.append(time.perf_counter())
 
     def seconds(self) -> Seconds:
-        """Of the step, once all three have ended."""
-        start, forward, backward, optimizer = self._marks
-        return Seconds(forward - start, self._ready - forward, backward - self._ready, optimizer - backward)
+        """Of the step, once it has ended."""
+        start, forward, ready, backward, end = self._marks
+        return Seconds(forward - start, ready - forward, backward - ready, end - backward)
 
     def close(self) -> None:
         """Takes the hooks out."""
