@@ -50,6 +50,11 @@ class Alarm(ABC):
     Attributes
     ----------
     alike : whether all processes notice it, so that rank 0 alone has to say it.
+
+    >>> class Slow(Alarm):
+    ...     alike = False
+    ...     def watcher(self, averager):
+    ...         return lambda step: "a second was waited for" if step.exposed > 1.0 else None
     """
 
     alike: ClassVar[bool]
@@ -87,6 +92,9 @@ class Fatal:
     """An alarm or a check that ends the run: `Telemetry.step` raises :class:`Alarmed`, on all processes at once.
 
     It is agreed upon in the background, so it comes one or two calls after the step that was found wrong.
+
+    >>> telemetry = Telemetry(attached, Fatal(StepsSkipped(over=50)))  # doctest: +SKIP
+    >>> telemetry.follow(optimizer)  # doctest: +SKIP
     """
 
     alarm: Alarm | Check
@@ -248,6 +256,8 @@ class StepsSkipped(Alarm):
     Parameters
     ----------
     over : steps; more than a GradScaler needs to find its scale.
+
+    >>> telemetry = Telemetry(attached, StepsSkipped(over=50))  # doctest: +SKIP
     """
 
     alike = True

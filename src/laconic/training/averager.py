@@ -65,6 +65,9 @@ class Averager:
     steps : begun so far; the address of their randomness.
     listeners : called with the :class:`Step` at the end of each, on the averager's thread, in order. What they raise
         reaches the next step.
+
+    >>> averager = Averager(dict(net.named_parameters()), "ef14(topk(k=0.01))")  # doctest: +SKIP
+    >>> averager.average({name: p.grad for name, p in net.named_parameters()})  # doctest: +SKIP
     """
 
     def __init__(

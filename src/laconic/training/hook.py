@@ -51,6 +51,9 @@ class Attached:
     Attributes
     ----------
     averager : which averages, and knows memory, bytes and times.
+
+    >>> attached = attach(model, "ef14(topk(k=0.01))")  # doctest: +SKIP
+    >>> attached.steps, attached.ledger.uplink, attached.averager.collectives  # doctest: +SKIP
     """
 
     def __init__(self, switch: _Switch, averager: Averager, names: dict[Tensor, str]) -> None:
@@ -161,7 +164,7 @@ def attach(
         )
     policy = Policy.of(mechanism)
     for one in policy.mechanisms:
-        refuse(one, frozenset(), "a DDP hook")
+        refuse(one, frozenset(), "a DDP hook", elsewhere="put laconic.training.Compressed around the optimizer, no DDP")
         if one.caution:
             announce(f"{one} : {one.caution}")
     switch = _switches.get(model)
@@ -187,6 +190,8 @@ def detach(model: DistributedDataParallel) -> None:
     """Ends the compression of a model: from now on DDP averages gradients by an all-reduce.
 
     DDP cannot be rid of a hook, so the model keeps one that does this; another `attach` takes it over.
+
+    >>> detach(model)  # doctest: +SKIP
     """
     switch = _switches.get(model)
     if switch is not None and switch.attached is not None:

@@ -38,6 +38,8 @@ class Skip(NonFinite):
     """The bucket's memory stays as it was, and its tensors become zero; NaN for a GradScaler, which skips the step.
 
     Buckets of the step that were averaged before it keep their averages.
+
+    >>> attached = attach(model, "ef14(topk(k=0.01))", non_finite=Skip())  # doctest: +SKIP
     """
 
     def met(self, found: NotFinite, names: Sequence[str], tensors: Sequence[Tensor], step: int, scaled: bool) -> None:
@@ -49,7 +51,10 @@ class Skip(NonFinite):
 
 @dataclass(frozen=True)
 class Stop(NonFinite):
-    """The step fails on every process, with worker, tensor and step named."""
+    """The step fails on every process, with worker, tensor and step named.
+
+    >>> attached = attach(model, "ef14(topk(k=0.01))", non_finite=Stop())  # doctest: +SKIP
+    """
 
     def met(self, found: NotFinite, names: Sequence[str], tensors: Sequence[Tensor], step: int, scaled: bool) -> None:
         raise FloatingPointError(found.told(names, step))

@@ -63,7 +63,7 @@ class Totals:
     def __str__(self) -> str:
         if not self.steps:
             return "laconic: no step was heard of"
-        share = f" ({100 * self.up / self.dense:.2g}% of dense float32)" if self.dense else ""
+        share = f" ({_percent(self.up / self.dense)} of dense float32)" if self.dense else ""
         times = ", ".join(
             f"{name} {1e3 * getattr(self, name):.3g} ms" for name in ("compress", "communicate", "decode")
         )
@@ -115,6 +115,10 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def _percent(share: float) -> str:
+    return f"{float(f'{100.0 * share:.2g}'):g}%"  # two digits, and no exponent
+
+
 def _size(size: float) -> str:
     for unit, least in (("GB", 1e9), ("MB", 1e5), ("kB", 1e3)):
         if size >= least:
@@ -123,7 +127,7 @@ def _size(size: float) -> str:
 
 
 class Output(ABC):
-    """A way out for telemetry."""
+    """A way out for telemetry; a class of one's own has these three methods."""
 
     @abstractmethod
     def open(self, rank: int) -> bool:
@@ -213,6 +217,8 @@ class Callback(Output):
     Parameters
     ----------
     f : should return soon, as the next step waits for it. What it raises switches it off, with a warning.
+
+    >>> telemetry = Telemetry(attached, Callback(lambda step: print(step.number, step.up)))  # doctest: +SKIP
     """
 
     def __init__(self, f: Callable[[Step], object]) -> None:
@@ -234,6 +240,8 @@ class Summary(Output):
     Parameters
     ----------
     say : what to do with the line.
+
+    >>> telemetry = Telemetry(attached, Summary(logging.info))  # doctest: +SKIP
     """
 
     def __init__(self, say: Callable[[str], object] = print) -> None:

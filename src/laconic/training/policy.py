@@ -18,10 +18,12 @@ DENSE = "direct_all_reduce"  # the plain mean at full width
 
 def mechanism_of(given: Mechanism | str, where: str) -> Mechanism:
     """A mechanism from its spec. Raises ValueError, one line, for another kind of entry."""
+    if given == "dense":
+        raise ValueError(f"{where}='dense') : the plain mean is called {DENSE!r}")
     chosen = parse(given) if isinstance(given, str) else given
     if not isinstance(chosen, Mechanism):
         kind = getattr(chosen, "kind", type(chosen).__name__)
-        raise ValueError(f"{where}={str(given)!r} : it is a {kind}; give a mechanism such as 'ef14(topk(k=0.01))'")
+        raise ValueError(f"{where}={str(given)!r}) : it is a {kind}; give a mechanism such as 'ef14(topk(k=0.01))'")
     return chosen
 
 
@@ -168,8 +170,10 @@ def dense_share(policy: Policy, named: dict[str, Tensor]) -> str | None:
     if not dense:
         return None
     total = sum(tensor.numel() for tensor in named.values())
+    default = policy.rules == Policy(policy.mechanism).rules
+    why = "that are small or have one dimension (Policy(rules=...) says otherwise)" if default else "by the rules given"
+    others = f"; the others by {policy.mechanism}" if len(dense) < len(named) else ""
     return (
-        f"{sum(dense):,} of {total:,} numbers ({100 * sum(dense) / total:.2g}%) travel dense, in {len(dense)} of "
-        f"{len(named)} tensors that are small or have one dimension (Policy(rules=...) says otherwise); "
-        f"the others by {policy.mechanism}"
+        f"{sum(dense):,} of {total:,} numbers ({float(f'{100 * sum(dense) / total:.2g}'):g}%) travel dense, in "
+        f"{len(dense)} of {len(named)} tensors {why}{others}"
     )

@@ -6,7 +6,10 @@ import warnings
 
 
 class LaconicWarning(UserWarning):
-    """Something about compressed training that its user should know of: an alarm, or telemetry that had to end."""
+    """Something about compressed training that its user should know of: an alarm, or telemetry that had to end.
+
+    >>> warnings.simplefilter("error", LaconicWarning)  # doctest: +SKIP
+    """
 
 
 def warn(text: str) -> None:
