@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -83,8 +84,12 @@ class Carrier:
         return self._capacities.get((address, peer), FIRST)
 
     def agree(self, address: str, peer: int, length: int) -> None:
-        """Fits the capacity to a part that was seen: an eighth more, in steps of 64 bytes."""
-        self._capacities[address, peer] = max(FIRST // 64, -(-(length + length // 8) // 64) * 64)
+        """Fits the capacity to a part that was seen, with room for the next one to be somewhat longer.
+
+        Lengths are sums over what was kept, so they scatter like a square root; a step's drift is the 64th part.
+        """
+        room = length // 64 + 4 * math.isqrt(length)
+        self._capacities[address, peer] = max(FIRST // 64, -(-(length + room) // 64) * 64)
 
     # ---- collectives ------------------------------------------------------------------------------------------
 
