@@ -36,11 +36,9 @@ SMALL = {"small": "direct(natural)"}
 CANDIDATES = tuple(
     Method(spec + (", small tensors natural" if small else ""), {"mechanism": spec, **small})
     for spec, small in (
-        ("ef14(topk(k=0.09) | natural)", SMALL),
-        ("ef14(topk(k=0.05) | natural)", {}),
-        ("ef14(topk(k=0.14) | int4)", SMALL),
-        ("ef21_sgdm(topk(k=0.09) | natural, eta=0.3)", SMALL),
-        ("ef14(scaled_sign)", SMALL),
+        ("ef14(topk(k=0.06) | natural)", SMALL),
+        ("ef14(topk(k=0.1) | int4)", SMALL),
+        ("ef21_sgdm(topk(k=0.06) | natural, eta=0.3)", SMALL),
     )
 )
 

@@ -315,6 +315,7 @@ def job_run(problem: str, methods: list[str], rounds: int, every: int, out: str)
 def job_command(arguments: list[str]) -> str:
     """What a command prints where torchrun has started these processes."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(dist.get_rank()))
         patch.setenv("WORLD_SIZE", str(dist.get_world_size()))
         done = CliRunner().invoke(app, arguments)
     if done.exception is not None:

@@ -396,20 +396,25 @@ def wrong_values(parameter: Parameter) -> Iterator[Any]:
 
 
 WRONG = [
-    pytest.param(cls, parameter, value, id=f"{cls.name}-{parameter.name}-{value!r}")
+    pytest.param(cls, parameter, id=f"{cls.name}-{parameter.name}")
     for cls in ENTRIES
     for parameter in parameters(cls)
-    for value in wrong_values(parameter)
+    if any(True for _ in wrong_values(parameter))
 ]
 
 
-@pytest.mark.parametrize(("cls", "parameter", "value"), WRONG)
-def test_wrong_values_are_refused_in_call_syntax(cls: type[Entry], parameter: Parameter, value: Any) -> None:
+@pytest.mark.parametrize(("cls", "parameter"), WRONG)
+def test_wrong_values_are_refused_in_call_syntax(cls: type[Entry], parameter: Parameter) -> None:
     entry: Any = parse(example(cls))
-    with pytest.raises(ValueError) as caught:
-        dataclasses.replace(entry, **{parameter.name: value})
-    assert str(caught.value).startswith(f"{cls.__name__}({parameter.name}=")
-    assert f" : {parameter.name} must be " in str(caught.value) and "\n" not in str(caught.value)
+    for value in wrong_values(parameter):
+        try:
+            dataclasses.replace(entry, **{parameter.name: value})
+        except ValueError as refusal:
+            said = str(refusal)
+        else:
+            pytest.fail(f"{value!r} is taken")
+        assert said.startswith(f"{cls.__name__}({parameter.name}="), value
+        assert f" : {parameter.name} must be " in said and "\n" not in said, value
 
 
 @pytest.mark.parametrize("cls", CATALOGUE)

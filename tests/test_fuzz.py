@@ -36,14 +36,10 @@ SIZES = (2, 3, 4, 5, 15, 16, 255, 256, 257, 1001, 65535)
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """A process whose kernels check every index. Its cache is its own: numba would take unchecked code from another.
-
-    It does not optimise them, which takes longer than what it runs.
-    """
+    """A process whose kernels check every index. Its cache is its own: numba would take unchecked code from another."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NUMBA_BOUNDSCHECK", "1")
-            patch.setenv("NUMBA_OPT", "0")
             patch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.mktemp("checked")))
             assert pool.submit(int).result() == 0
         yield pool

@@ -142,8 +142,8 @@ def test_a_smoke_form_makes_what_is_missing_marks_it_and_makes_nothing_twice(
 
 # ---- quality -----------------------------------------------------------------------------------------------------
 
-BYTES = {"dense": 300.0, "powersgd-1": 17.0, "k=0.09": 16.0, "k=0.05": 9.0, "k=0.14": 18.0, "sign": 12.0}
-ENDS = {"dense": 0.80, "powersgd-1": 0.74, "k=0.09": 0.78, "k=0.05": 0.77, "k=0.14": 0.90, "sign": 0.60}
+BYTES = {"dense": 300.0, "powersgd-1": 17.0, "ef14(topk(k=0.06)": 16.0, "int4": 18.0, "ef21_sgdm": 9.0}
+ENDS = {"dense": 0.80, "powersgd-1": 0.74, "ef14(topk(k=0.06)": 0.78, "int4": 0.90, "ef21_sgdm": 0.77}
 
 
 def part(table: dict[str, float], job: running.Job) -> float:
@@ -168,12 +168,12 @@ def accuracy_run(job: running.Job) -> dict[str, Any]:
 def test_quality_chooses_by_held_out_images_within_powersgds_bytes_and_judges_by_the_test_set(tmp_path: Path) -> None:
     study, store = quality.Quality(quality.Form()), running.Store(tmp_path)
     made = answer(store, study, accuracy_run)
-    assert all(name.startswith("select") and "lr=0.2" in name for name in made[:7])
+    assert all(name.startswith("select") and "lr=0.2" in name for name in made[:5])
     first = next(place for place, name in enumerate(made) if name.startswith("final"))
-    assert first < len(made) - 9 and len(made) == 7 * 3 + 3 * 3  # seeds before the last candidates' other rates
+    assert first < len(made) - 9 and len(made) == 5 * 3 + 3 * 3  # seeds before the last candidates' other rates
     selection = quality.Selection(study.form, store)
     ours = selection.chosen
-    assert ours is not None and ours.name.startswith("ef14(topk(k=0.09) | natural)")  # int4 is better, and too large
+    assert ours is not None and ours.name.startswith("ef14(topk(k=0.06) | natural)")  # int4 is better, and too large
     assert selection.rate(ours) == 0.2 and selection.rate(quality.DENSE) == 0.4
     study.report(store, tmp_path)
     page = (tmp_path / "README.md").read_text()

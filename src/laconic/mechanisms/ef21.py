@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from laconic.core.compressor import Compressor
@@ -203,7 +202,8 @@ class EF21SGDM(Mechanism):
     async def exchange(
         self, v: Tensor, memory: MomentumMemory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, MomentumMemory]:
-        momentum = torch.lerp(memory.momentum, v, self.eta)
+        momentum = self.eta * v
+        momentum += (1.0 - self.eta) * memory.momentum
         sent = await link.uplink(self.compressor, momentum, minus=memory.shift)
         memory.momentum = momentum
         sent.own.add_to(memory.shift)

@@ -120,13 +120,11 @@ class PowerSGD(LowRank):
     ) -> tuple[Tensor, Memory]:
         if not self._compresses(v.shape[1:]):
             return await link.all_reduce(v), memory
-        matrices = v.add_(memory.error).flatten(2)
+        matrices = (v + memory.error).flatten(2)
         left, collapsed = _orthonormal(await link.all_reduce(matrices @ memory.right))
         own = matrices.transpose(1, 2) @ left
         right = await link.all_reduce(own)
-        torch.baddbmm(
-            matrices, left.expand(len(v), -1, -1), own.transpose(1, 2), alpha=-1.0, out=memory.error.flatten(2)
-        )  # M_i - P Q_i'
+        memory.error = (matrices - left @ own.transpose(1, 2)).view(v.shape)
         memory.right = torch.where(collapsed, _drawn(link, "right", right), right) if collapsed.any() else right
         return (left @ right.T).view(v.shape[1:]), memory
 

@@ -427,7 +427,9 @@ def _width(packet: Packet) -> int:
 
 
 def _local_sum(packet: Packet) -> Tensor:
-    """The sum over the local workers, flat."""
+    """The sum over the local workers, flat; perhaps a view of their values."""
+    if packet.message.rows == 1:
+        return packet.decoded.dense().reshape(-1)
     total = torch.zeros(packet.shape, dtype=packet.dtype)
     packet.decoded.fold(total, 1.0)
     return total.view(-1)

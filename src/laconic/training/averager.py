@@ -28,9 +28,10 @@ from laconic.training.conductor import Conductor
 from laconic.training.meter import Sampler, Step
 from laconic.training.nonfinite import NonFinite, NotFinite, Skip
 from laconic.training.notices import announce
-from laconic.training.policy import Plan, Policy, dense_share
+from laconic.training.policy import DENSE, Plan, Policy, dense_share, mechanism_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+SMALL = 1 << 16  # numbers of a dense tensor that travels joined with others of its bucket
 BUCKET = 25 << 20  # bytes of tensors that travel together where the caller does not say, as of DDP
 R = TypeVar("R")
 
@@ -95,6 +96,8 @@ class Averager:
         self._dense = 0
         n = dist.get_world_size()
         _refuse_debts(self.policy)
+        self._plain = mechanism_of(DENSE, "")
+        self._small = {name for name, tensor in named.items() if tensor.numel() <= SMALL}
         self.plans = {name: self.policy.plan(name, shape, n) for name, shape in self.shapes.items()}
         group = cast(dist.ProcessGroup, dist.new_group(timeout=datetime.timedelta(seconds=timeout)))
         self.runtime = ProcessGroup(n, seed=seed, group=group, routes=routes or Cheapest())
@@ -183,10 +186,11 @@ class Averager:
             for tensor in tensors:
                 tensor.div_(units)
         flags = torch.zeros(1, self.world, dtype=wide(tensors[0].dtype))
-        parts = [
-            self._average(name, tensor, probes.get(name), flags, place + 1)
-            for place, (name, tensor) in enumerate(zip(names, tensors, strict=True))
-        ]
+        joined = [place for place, name in enumerate(names) if self._is_small_and_dense(name)]
+        alone = [place for place in range(len(names)) if place not in joined]
+        parts = [self._average(names[i], tensors[i], probes.get(names[i]), flags, i + 1) for i in alone]
+        if joined:
+            parts.append(self._average_joined(names[joined[0]], [tensors[i] for i in joined], flags, joined))
         try:
             await together(self._all_finite(link.scope(names[0]), flags), *parts)
         except NotFinite as found:
@@ -213,6 +217,22 @@ class Averager:
             v = torch.zeros_like(v)  # what is said of it is thrown away
         estimate = await self._exchange(name, v, probe)
         tensor.copy_(estimate)
+
+    def _is_small_and_dense(self, name: str) -> bool:
+        return name in self._small and self.plans[name].at(self.steps - 1) == self._plain
+
+    async def _average_joined(self, name: str, tensors: list[Tensor], flags: Tensor, places: list[int]) -> None:
+        """The small dense tensors of a bucket as one vector: each by itself would cost more time than its bytes do."""
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).to(self.dtypes[name])
+        if not finite(flat):
+            bad = (place for place, tensor in zip(places, tensors, strict=True) if not finite(tensor.detach()))
+            flags[0, self.rank] = next(bad) + 1
+            flat.zero_()
+        if self._sampler is not None:
+            self._sampler.handed(flat)
+        mean, _ = await self._plain.exchange(flat[None], None, self.runtime.links[0].scope(name))
+        for tensor, piece in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(piece.view_as(tensor))
 
     async def _all_finite(self, link: Link, flags: Tensor) -> None:
         """Tells everyone whose numbers are not finite. Raises NotFinite, on all processes, where some are not.
