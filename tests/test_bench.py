@@ -30,6 +30,8 @@ def test_sizes_are_those_of_the_bytes() -> None:
     size = bench.size_of("permk", d, n=8)
     assert size.needed == 8.0 and 7.9 <= size.saving <= 8.0
     assert math.isnan(bench.size_of("sign", d).needed) and bench.size_of("sign", d).saving == 32.0
+    for spec in ("shared_all_or_nothing(p=0.3)", "all_or_nothing(p=0.3)"):  # on average over the coin
+        assert 2.8 < bench.size_of(spec, d).saving < 4.0 and bench.size_of(spec, d).needed == pytest.approx(1 / 0.3)
     with pytest.raises(ValueError, match="'gd' is a method; sizes are those of compressors"):
         bench.size_of("gd")
 
