@@ -32,14 +32,19 @@ class Method:
 
 DENSE = Method("dense", {"baseline": "dense"}, 65)  # often, since it has few steps within the bytes of the others
 POWER = Method("PowerSGD rank 1 (PyTorch)", {"baseline": "powersgd-1"})
-SMALL = {"small": "direct(natural)"}
-CANDIDATES = tuple(
-    Method(spec + (", small tensors natural" if small else ""), {"mechanism": spec, **small})
-    for spec, small in (
-        ("ef14(topk(k=0.06) | natural)", SMALL),
-        ("ef14(topk(k=0.1) | int4)", SMALL),
-        ("ef21_sgdm(topk(k=0.06) | natural, eta=0.3)", SMALL),
-    )
+CANDIDATES = (
+    Method(
+        "ef14(topk(k=0.06) | natural), small tensors natural",
+        {"mechanism": "ef14(topk(k=0.06) | natural)", "small": "direct(natural)"},
+    ),
+    Method(
+        "ef21_sgdm(topk(k=0.06) | natural, eta=0.3), small tensors natural",
+        {"mechanism": "ef21_sgdm(topk(k=0.06) | natural, eta=0.3)", "small": "direct(natural)"},
+    ),
+    Method(
+        "LocalSGD every 8 steps, direct(int8)",
+        {"local": "local_sgd", "sync_every": 8, "mechanism": "direct(int8)"},
+    ),
 )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from by_hand import Course, equal, hand, problem_of, start
 from laconic.core.estimator import Probe
 from laconic.core.link import Link
+from laconic.core.mechanism import Mechanism
 from laconic.core.problem import Block
 from laconic.core.registry import catalogue
 from laconic.core.spec import example, parse
@@ -400,3 +401,30 @@ def test_zero_vectors_give_a_zero_estimate(spec: str) -> None:
     assert not estimate.any()
     assert not runtime.drive(mechanism.exchange(zero, memory, runtime.links[0], probe))[0][0].any()
     assert link.n == 3
+
+
+# ---- estimates written into what was handed in -----------------------------------------------------------------------
+
+OVERWRITING = [*MECHANISMS, "ef14(natural)", "ef14(identity)", "ef14(topk(k=3) | natural)", "ef14_inside(topk(k=3))"]
+
+
+@pytest.mark.parametrize("spec", [s for s in OVERWRITING if parse(s).overwrite.__func__ is not Mechanism.overwrite])
+def test_overwriting_gives_the_bits_of_exchanging(spec: str) -> None:
+    mechanism = parse(spec)
+    assert isinstance(mechanism, Mechanism)
+    runtimes = [Local(1, seed=3), Local(1, seed=3)]
+    apart, inside = (runtime.links[0] for runtime in runtimes)
+    memories: list[Any] = [None, None]
+    for step in range(6):
+        v = torch.from_numpy(np.random.default_rng(step).standard_normal((1, 5, 4)))
+        for link in (apart, inside):
+            link.begin(step)
+        if step == 0:
+            for place, runtime in enumerate(runtimes):
+                ((_, memories[place]),) = runtime.drive(mechanism.init(v.clone(), runtime.links[0]))
+            continue
+        ((estimate, memories[0]),) = runtimes[0].drive(mechanism.exchange(v.clone(), memories[0], apart))
+        (memories[1],) = runtimes[1].drive(mechanism.overwrite(v, memories[1], inside))
+        assert equal(v[0], estimate)
+        leaves, others = flatten(memories[0]), flatten(memories[1])
+        assert all(equal(leaves[name].tensor, others[name].tensor) for name in leaves)

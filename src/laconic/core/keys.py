@@ -68,7 +68,7 @@ class Keys:
 
     def scope(self, name: str) -> Keys:
         """The same rows in another stream."""
-        return replace(self, stream=f"{self.stream}/{name}")
+        return Keys(self.seed, self.step, f"{self.stream}/{name}", self.workers, self.n)
 
     def words(self, count: int) -> np.ndarray:
         """Random 64-bit words, uint64 of shape (rows, count)."""

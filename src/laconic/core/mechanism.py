@@ -61,6 +61,15 @@ class Mechanism(Entry, ABC):
     async def exchange(self, v: Tensor, memory: Any, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:
         """The next estimate (*shape) and the memory."""
 
+    async def overwrite(self, v: Tensor, memory: Any, link: Link, probe: Probe | None = None) -> Any:
+        """`exchange` for one local worker whose v (1, *shape) is to become the estimate; gives the memory.
+
+        To be overridden where the estimate can be made there at once, without a pass that copies it.
+        """
+        estimate, memory = await self.exchange(v, memory, link, probe)
+        v[0].copy_(estimate)
+        return memory
+
     def settled(self, setting: Setting) -> Mechanism:
         """The same mechanism with every parameter left open (None) replaced by its theorem's number."""
         return self

@@ -62,7 +62,7 @@ class Message:
                 slot.coding.measure(_patterns(codes), self.offsets[place], total)
         return total
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> np.ndarray:
         """The bytes of each row, int64 of shape (rows,): the length of what `pack` makes of it."""
         return (self.bits + 7) >> 3

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from laconic.core.problem import single_threaded
-from laconic.kernels import fold
+from laconic.kernels import fold, memory
 from laconic.kernels import svec as packed
 
 
@@ -28,6 +28,13 @@ def mean(a: Tensor) -> Tensor:
     if a.shape[0]:
         fold.fold_dense(a.reshape(a.shape[0], -1), 1.0 / a.shape[0], total.view(-1))
     return total
+
+
+def mixed(old: Tensor, new: Tensor, weight: float) -> Tensor:
+    """(1 - weight) old + weight new, as a fresh tensor, in one pass; `new` itself, bit for bit, for a weight of 1."""
+    if isinstance(old, Tensor):
+        return torch.lerp(old, new, weight, out=memory.empty(tuple(old.shape), old.dtype))
+    return torch.lerp(old, new, weight)  # of several runs
 
 
 def inner(a: Tensor, b: Tensor) -> float:

@@ -1,9 +1,9 @@
 """Exact selection of the k largest |a + b| or |a - b| of long vectors, by several threads, in two passes at most.
 
 A sample says between which magnitudes the k-th largest lies, most probably. One pass, span by span, notes what is above
-the lower of them, with its positions, and counts what equals it; the k-th largest is then found among the few between.
-Only where it is the lower bound itself, as with many ties, the first spans are read again. Of equals the first are
-taken; whatever the sample, the result is exact. Sums and differences are never in memory, but for a span at a time.
+the lower of them, with its positions; the k-th largest is then found among the few between. Only where it is the lower
+bound itself, as with many ties, a second pass counts what equals it. Of equals the first are taken; whatever the
+sample, the result is exact. Sums and differences are never in memory, but for a span at a time.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ from laconic.kernels.threads import over_rows
 LONG = 1 << 18  # coordinates from which this pays
 SPAN = 1 << 16  # coordinates of a piece of work
 NEAR = 1 << 12  # coordinates that are read twice while they are in the nearest cache
-FEW = 1 << 6  # coordinates that are looked at one by one if any of them counts
-SAMPLE = 1 << 14
+FEW = 8  # coordinates whose flags, a byte each, are one word: looked at one by one if any of them counts
+SAMPLE = 1 << 13
+LINE = 4  # neighbours that are sampled together: what costs time is to fetch the first of them from memory
 DIGIT = 11  # bits per pass of the radix selection
 
 
 @functools.lru_cache(maxsize=4)
 def _sampled(d: int) -> np.ndarray:
     """Positions of the sample, the same in every call: pseudo-random, so that no order of the entries misleads it."""
-    words = np.empty((1, SAMPLE), dtype=np.uint64)
+    words = np.empty((1, SAMPLE // LINE), dtype=np.uint64)
     philox.fill(0, 1, np.zeros(4, dtype=np.uint32), np.zeros(1, dtype=np.int64), words)
-    return (words[0] % np.uint64(d)).astype(np.int64)
+    lines = (words[0] % np.uint64(max(1, d // LINE))).astype(np.int64) * LINE
+    return np.minimum(lines[:, None] + np.arange(LINE), d - 1).reshape(-1)
 
 
 def _bracket(sample: np.ndarray, k: int, d: int, most: int) -> tuple[int, int]:
     """Magnitudes between which the k-th largest of d lies, most probably; `most` is the largest that there is."""
     sample = np.sort(sample)[::-1]
     expected = k * SAMPLE / d
-    slack = 5.0 * np.sqrt(expected * (1.0 - k / d)) + 5.0
+    # neighbours may be alike, so that a line tells less than as many numbers drawn apart
+    slack = 7.0 * np.sqrt(expected * (1.0 - k / d)) + 7.0
     low, high = int(expected + slack), int(expected - slack)
     return int(sample[low]) if low < SAMPLE else 0, int(sample[high]) if high >= 0 else most
 
@@ -64,55 +67,63 @@ def _read(a, b, sign, begin, end, room):
 
 
 @numba.njit(cache=True, nogil=True)
-def _note(low, high, a, b, sign, mask, least, most, positions, noted, counts):
-    """Per span: what has a magnitude above `least`, if there is room for all; how many, above `most`, and equal."""
+def _draw(a, b, sign, places, out):
+    """a, or a + sign b, at some places."""
+    for i in range(len(places)):
+        j = places[i]
+        out[i] = a[j] if len(b) == 0 else a[j] + b[j] if sign > 0 else a[j] - b[j]
+
+
+@numba.njit(cache=True, nogil=True)
+def _note(low, high, a, b, sign, mask, least, positions, noted, sizes):
+    """Per span: what has a magnitude above `least`, if there is room for all, and how many have."""
     found, room = np.empty(NEAR + 1, np.uint16), np.empty(NEAR, a.dtype)
+    flags = np.empty(NEAR, np.uint8)
+    words = flags.view(np.uint64)
     for span in range(low, high):
         begin, end = span * SPAN, min((span + 1) * SPAN, len(a))
-        size = above = ties = 0
+        size = 0
         for start in range(begin, end, NEAR):
             piece = _read(a, b, sign, start, min(start + NEAR, end), room).view(noted.dtype)
+            flags[len(piece) :] = 0
+            for j in range(len(piece)):  # by vector instructions: nothing here depends on what was found before
+                flags[j] = (piece[j] & mask) > least
             place = 0
-            for first in range(0, len(piece), FEW):
-                few, here = piece[first : first + FEW], 0
-                for j in range(len(few)):  # counting alone is done by vector instructions
-                    magnitude = few[j] & mask
-                    here += magnitude > least
-                    above += magnitude > most
-                    ties += magnitude == least
-                if here:
-                    for j in range(len(few)):
-                        found[place] = first + j
-                        place += (few[j] & mask) > least
+            for word in range(-(-len(piece) // FEW)):
+                if words[word]:
+                    for j in range(word * FEW, (word + 1) * FEW):
+                        found[place] = j
+                        place += flags[j]
             if size + place <= positions.shape[1]:
                 for i in range(place):
                     positions[span, size + i] = start + found[i]
                     noted[span, size + i] = piece[found[i]]
             size += place
-        counts[span, 0], counts[span, 1], counts[span, 2] = size, above, ties
+        sizes[span] = size
 
 
 @numba.njit(inline="always")
-def _candidates(span, a, b, sign, noted, counts, ties, room):
+def _candidates(span, a, b, sign, noted, sizes, ties, room):
     """Whether a span is read again, because it had no room or ties are wanted, and its candidates."""
-    again = counts[span, 0] > noted.shape[1] or ties
+    again = sizes[span] > noted.shape[1] or ties
     if again:
         return again, _read(a, b, sign, span * SPAN, min((span + 1) * SPAN, len(a)), room).view(noted.dtype)
-    return again, noted[span, : counts[span, 0]]
+    return again, noted[span, : sizes[span]]
 
 
 @numba.njit(cache=True, nogil=True)
-def _between(low, high, a, b, sign, mask, least, most, noted, counts, starts, pool):
+def _between(low, high, a, b, sign, mask, least, most, noted, sizes, starts, pool):
     """The magnitudes above `least` and up to `most`, in the pool, each span's from its start on."""
     room = np.empty(SPAN if len(b) else 0, a.dtype)
+    found = np.empty(SPAN + 1, pool.dtype)
     for span in range(low, high):
-        _, candidates = _candidates(span, a, b, sign, noted, counts, False, room)
-        place = starts[span]
-        for i in range(len(candidates)):
+        _, candidates = _candidates(span, a, b, sign, noted, sizes, False, room)
+        size = 0
+        for i in range(len(candidates)):  # every one is written, and overwritten by the next one unless it is kept
             magnitude = candidates[i] & mask
-            if least < magnitude <= most:
-                pool[place] = magnitude
-                place += 1
+            found[size] = magnitude
+            size += (magnitude > least) & (magnitude <= most)
+        pool[starts[span] : starts[span] + size] = found[:size]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -140,26 +151,26 @@ def _kth(pool, size, k, width):
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(low, high, a, b, sign, mask, threshold, noted, counts, out):
-    """Per span: how many magnitudes are above the threshold, how many equal to it."""
+def _count(low, high, a, b, sign, mask, threshold, ties, noted, sizes, out):
+    """Per span: how many magnitudes are above the threshold, how many equal to it, which are noted unless `ties`."""
     room = np.empty(SPAN if len(b) else 0, a.dtype)
     for span in range(low, high):
-        _, candidates = _candidates(span, a, b, sign, noted, counts, False, room)
-        above = ties = 0
+        _, candidates = _candidates(span, a, b, sign, noted, sizes, ties, room)
+        above = equal = 0
         for i in range(len(candidates)):
             magnitude = candidates[i] & mask
             above += magnitude > threshold
-            ties += magnitude == threshold
-        out[span, 0], out[span, 1] = above, ties
+            equal += magnitude == threshold
+        out[span, 0], out[span, 1] = above, equal
 
 
 @numba.njit(cache=True, nogil=True)
-def _emit(low, high, a, b, sign, mask, threshold, sure, positions, noted, counts, quotas, starts, out, values):
-    """Per span: what is above the threshold and the first `quota` of its equals, which are noted only if `sure`."""
+def _emit(low, high, a, b, sign, mask, threshold, ties, positions, noted, sizes, quotas, starts, out, values):
+    """Per span: what is above the threshold and the first `quota` of its equals, which are noted unless `ties`."""
     room = np.empty(SPAN if len(b) else 0, a.dtype)
     for span in range(low, high):
         place, quota = starts[span], quotas[span]
-        again, candidates = _candidates(span, a, b, sign, noted, counts, quota > 0 and not sure, room)
+        again, candidates = _candidates(span, a, b, sign, noted, sizes, quota > 0 and ties, room)
         for i in range(len(candidates)):
             magnitude = candidates[i] & mask
             if magnitude > threshold or (magnitude == threshold and quota > 0):
@@ -181,30 +192,44 @@ def largest(a: np.ndarray, b: np.ndarray, sign: int, k: int, out: np.ndarray, va
     spans, room = -(-d // SPAN), min(SPAN, 3 * SPAN * k // d + 256)
     positions = memory.empty((spans, room), torch.int32 if d < 1 << 31 else torch.int64).numpy()
     noted = memory.empty((spans, room), torch.int32 if a.itemsize == 4 else torch.int64).numpy().view(pattern)
-    counts = np.empty((spans, 3), dtype=np.int64)
-    places = _sampled(d)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is compared as well
-        sample = a[places] if len(b) == 0 else a[places] + sign * b[places]
+    sizes, counts = np.empty(spans, dtype=np.int64), np.empty((spans, 2), dtype=np.int64)
+
+    def note(least: int) -> int:
+        """Notes what is above it; how many there are."""
+        over_rows(_note, spans, d, *pair, mask, number(least), positions, noted, sizes)
+        return int(sizes.sum())
+
+    def count(threshold: int, ties: bool) -> tuple[int, int]:
+        """How many are above a threshold, and equal to it; per span in `counts`."""
+        work = d if ties else int(sizes.sum())
+        over_rows(_count, spans, work, *pair, mask, number(threshold), ties, noted, sizes, counts)
+        above, equal = counts.sum(axis=0).tolist()
+        return above, equal
+
+    sample = np.empty(SAMPLE, dtype=a.dtype)
+    _draw(*pair, _sampled(d), sample)
     least, most = _bracket(sample.view(pattern) & mask, k, d, int(mask))
-    over_rows(_note, spans, d, *pair, mask, number(least), number(most), positions, noted, counts)
-    above, sure, ties = counts.sum(axis=0).tolist()
-    if above + ties < k or sure >= k:  # the sample misled: everything but zeros counts, and nothing is sure
-        least, most = 0, int(mask)
-        over_rows(_note, spans, d, *pair, mask, number(least), number(most), positions, noted, counts)
-        above, sure, ties = counts.sum(axis=0).tolist()
-    if above >= k:
-        inside = counts[:, 0] - counts[:, 1]
+    above = note(least)
+    ties = above < k  # then the k-th largest is `least` itself, unless the sample misled
+    if ties and sum(count(least, ties)) < k:
+        least, most = 0, int(mask)  # everything but zeros is noted
+        above = note(least)
+        ties = above < k
+        count(least, ties)
+    threshold = least
+    if not ties:
+        sure, _ = count(most, ties)
+        if sure >= k:  # the sample misled
+            most = int(mask)
+            sure, _ = count(most, ties)
+        inside = sizes - counts[:, 0]
         pool, begins = np.empty(above - sure, dtype=pattern), np.cumsum(inside) - inside
-        bounds = number(least), number(most)
-        over_rows(_between, spans, above, *pair, mask, *bounds, noted, counts, begins, pool)
-        threshold = number(_kth(pool, len(pool), k - sure, 8 * pattern.itemsize - 1))
-        chosen = np.empty((spans, 2), dtype=np.int64)
-        over_rows(_count, spans, above, *pair, mask, threshold, noted, counts, chosen)
-    else:
-        threshold, chosen = number(least), counts[:, ::2]
-    taken, equal = chosen[:, 0], chosen[:, 1]
+        over_rows(_between, spans, above, *pair, mask, number(least), number(most), noted, sizes, begins, pool)
+        threshold = int(_kth(pool, len(pool), k - sure, 8 * pattern.itemsize - 1))
+        count(threshold, ties)
+    taken, equal = counts[:, 0], counts[:, 1]
     wanted = k - int(taken.sum())
     quotas = np.clip(wanted - (np.cumsum(equal) - equal), 0, equal)
     starts = np.cumsum(taken + quotas) - taken - quotas
-    where, kept = (positions, noted, counts, quotas, starts), (out, values.view(pattern))
-    over_rows(_emit, spans, d, *pair, mask, threshold, above >= k, *where, *kept)
+    found, kept = (positions, noted, sizes, quotas, starts), (out, values.view(pattern))
+    over_rows(_emit, spans, d, *pair, mask, number(threshold), ties, *found, *kept)

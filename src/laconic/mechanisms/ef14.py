@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor
+from laconic.core.compressor import Compressor, Sent
 from laconic.core.entry import Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
@@ -39,12 +39,25 @@ class Memory:
     error: Worker  # e_i, (local, *shape)
 
 
-async def feed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> tuple[Tensor, Memory]:
-    """One exchange of EF14: sends c_i = C(e_i + v_i), keeps e_i + v_i - c_i, gives mean c_i."""
+async def fed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> Sent:
+    """One exchange of EF14: sends c_i = C(e_i + v_i) and keeps e_i + v_i - c_i."""
     sent = await link.uplink(compressor, v, plus=memory.error)
     memory.error += v
     sent.own.add_to(memory.error, scale=-1.0)
+    return sent
+
+
+async def feed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> tuple[Tensor, Memory]:
+    """`fed`, and mean c_i."""
+    sent = await fed(compressor, v, memory, link)
     return sent.mean.dense(), memory
+
+
+async def overwritten(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> Memory:
+    """`fed`, after which v[0] is mean c_i."""
+    sent = await fed(compressor, v, memory, link)
+    sent.mean.write_to(v[0])  # messages of e_i + v_i are no views of v_i
+    return memory
 
 
 def convex_only(mechanism: Mechanism, setting: Setting) -> None:
@@ -174,6 +187,9 @@ class EF14(Mechanism):
     ) -> tuple[Tensor, Memory]:
         return await feed(self.compressor, v, memory, link)
 
+    async def overwrite(self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None) -> Memory:
+        return await overwritten(self.compressor, v, memory, link)
+
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         return promise(self, self.compressor, setting, estimator, step)
 
@@ -208,6 +224,9 @@ class EF14Inside(Mechanism):
         self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, Memory]:
         return await feed(self.compressor, v, memory, link)
+
+    async def overwrite(self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None) -> Memory:
+        return await overwritten(self.compressor, v, memory, link)
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         return promise(self, self.compressor, setting, estimator, step)

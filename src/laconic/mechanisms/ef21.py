@@ -14,7 +14,7 @@ from laconic.core.entry import Interval, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
 from laconic.core.mechanism import Mechanism, contractive_only
-from laconic.core.rows import norm2
+from laconic.core.rows import mixed, norm2
 from laconic.core.state import Server, Worker
 from laconic.core.theory import Guarantee, NoTheorem, Setting, Snapshot, Terms, estimates, known
 from laconic.mechanisms._recursive import ALL, HALF, drifts, recursion_of
@@ -202,8 +202,7 @@ class EF21SGDM(Mechanism):
     async def exchange(
         self, v: Tensor, memory: MomentumMemory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, MomentumMemory]:
-        momentum = self.eta * v
-        momentum += (1.0 - self.eta) * memory.momentum
+        momentum = mixed(memory.momentum, v, self.eta)
         sent = await link.uplink(self.compressor, momentum, minus=memory.shift)
         memory.momentum = momentum
         sent.own.add_to(memory.shift)
@@ -268,8 +267,8 @@ class EF21SGD2M(Mechanism):
     async def exchange(
         self, v: Tensor, memory: DoubleMomentumMemory, link: Link, probe: Probe | None = None
     ) -> tuple[Tensor, DoubleMomentumMemory]:
-        momentum = (1.0 - self.eta) * memory.momentum + self.eta * v
-        double = (1.0 - self.eta) * memory.double + self.eta * momentum
+        momentum = mixed(memory.momentum, v, self.eta)
+        double = mixed(memory.double, momentum, self.eta)
         sent = await link.uplink(self.compressor, double, minus=memory.shift)
         memory.momentum, memory.double = momentum, double
         sent.own.add_to(memory.shift)

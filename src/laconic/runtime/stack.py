@@ -298,6 +298,14 @@ def _where(condition: Any, a: Any, b: Any) -> Stack:
     return Stack(torch.where(condition.data, first, second), max(axis, other))
 
 
+def _lerp(a: Any, b: Any, weight: Any) -> Stack:
+    if not isinstance(a, Stack):
+        raise Unstackable("a mixture of one value and those of several runs")
+    if isinstance(weight, Stack):
+        weight = _column(weight, a)
+    return _combined(lambda x, y: torch.lerp(x, y, weight), a, b)
+
+
 _KNOWN: dict[str, Callable[..., Stack]] = {
     "zeros_like": lambda a: Stack(torch.zeros_like(a.data), a.axis),
     "clone": Stack.clone,
@@ -305,6 +313,7 @@ _KNOWN: dict[str, Callable[..., Stack]] = {
     "abs": Stack.abs,
     "sign": Stack.sign,
     "where": _where,
+    "lerp": _lerp,
     **dict.fromkeys(("add", "__add__", "__radd__"), _either(torch.add)),
     **dict.fromkeys(("sub", "__sub__"), _either(torch.sub)),
     "__rsub__": lambda a, b: _either(torch.sub)(b, a),

@@ -215,8 +215,9 @@ class Averager:
         if not finite(v):  # just before it is compressed, so that it is read from memory once
             flags[0, self.rank] = place
             v = torch.zeros_like(v)  # what is said of it is thrown away
-        estimate = await self._exchange(name, v, probe)
-        tensor.copy_(estimate)
+        await self._exchange(name, v, probe)
+        if v.data_ptr() != tensor.data_ptr():
+            tensor.copy_(v[0])
 
     def _is_small_and_dense(self, name: str) -> bool:
         return name in self._small and self.plans[name].at(self.steps - 1) == self._plain
@@ -245,19 +246,20 @@ class Averager:
             places = (found * self.world).round().to(torch.int64).tolist()
             raise NotFinite({worker: place - 1 for worker, place in enumerate(places) if place})
 
-    async def _exchange(self, name: str, v: Tensor, probe: Probe | None = None) -> Tensor:
+    async def _exchange(self, name: str, v: Tensor, probe: Probe | None = None) -> None:
+        """v (1, *shape) becomes the estimate."""
         plan, link, step = self.plans[name], self.runtime.links[0].scope(name), self.steps - 1
         mechanism = plan.at(step)
         if self._sampler is not None:
             self._sampler.handed(v)
         if name in self.memory and not self._starts_anew(plan, step):
-            estimate, memory = await mechanism.exchange(v, self.memory[name], link, probe)
+            memory = await mechanism.overwrite(v, self.memory[name], link, probe)
         else:
             estimate, memory = await mechanism.init(v, link, probe)
+            v[0].copy_(estimate)
         self.memory[name] = memory
         if self._sampler is not None:
             self._sampler.kept(name, memory)
-        return estimate
 
     @staticmethod
     def _starts_anew(plan: Plan, step: int) -> bool:
