@@ -471,7 +471,8 @@ def test_ef21_sgd2m_averages_twice() -> None:
         double = 0.75 * double + 0.25 * momentum
         shift = shift + top(double.numpy() - shift, 2)
         memory = course.state.memory
-        assert torch.equal(memory.momentum, momentum) and torch.equal(memory.double, double)
+        assert torch.allclose(memory.momentum, momentum, rtol=1e-12, atol=1e-15)
+        assert torch.allclose(memory.double, double, rtol=1e-12, atol=1e-15)
         assert np.allclose(memory.shift.numpy(), shift, rtol=1e-12, atol=1e-13)
 
 

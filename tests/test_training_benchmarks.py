@@ -142,8 +142,8 @@ def test_a_smoke_form_makes_what_is_missing_marks_it_and_makes_nothing_twice(
 
 # ---- quality -----------------------------------------------------------------------------------------------------
 
-BYTES = {"dense": 300.0, "powersgd-1": 17.0, "ef14(topk(k=0.06)": 16.0, "int4": 18.0, "ef21_sgdm": 9.0}
-ENDS = {"dense": 0.80, "powersgd-1": 0.74, "ef14(topk(k=0.06)": 0.78, "int4": 0.90, "ef21_sgdm": 0.77}
+BYTES = {"dense": 300.0, "powersgd-1": 17.0, "ef14": 16.0, "local_sgd": 18.0, "ef21_sgdm": 9.0}
+ENDS = {"dense": 0.80, "powersgd-1": 0.74, "ef14": 0.78, "local_sgd": 0.90, "ef21_sgdm": 0.77}
 
 
 def part(table: dict[str, float], job: running.Job) -> float:
@@ -173,7 +173,7 @@ def test_quality_chooses_by_held_out_images_within_powersgds_bytes_and_judges_by
     assert first < len(made) - 9 and len(made) == 5 * 3 + 3 * 3  # seeds before the last candidates' other rates
     selection = quality.Selection(study.form, store)
     ours = selection.chosen
-    assert ours is not None and ours.name.startswith("ef14(topk(k=0.06) | natural)")  # int4 is better, and too large
+    assert ours is not None and ours.name.startswith("ef14(topk(k=0.06) | natural)")  # LocalSGD is better, and too large
     assert selection.rate(ours) == 0.2 and selection.rate(quality.DENSE) == 0.4
     study.report(store, tmp_path)
     page = (tmp_path / "README.md").read_text()
