@@ -173,7 +173,7 @@ def test_quality_chooses_by_held_out_images_within_powersgds_bytes_and_judges_by
     assert first < len(made) - 9 and len(made) == 5 * 3 + 3 * 3  # seeds before the last candidates' other rates
     selection = quality.Selection(study.form, store)
     ours = selection.chosen
-    assert ours is not None and ours.name.startswith("ef14(topk(k=0.06) | natural)")  # LocalSGD is better, and too large
+    assert ours is not None and ours.name.startswith("ef14(topk(k=0.06)")  # LocalSGD is better, and too large
     assert selection.rate(ours) == 0.2 and selection.rate(quality.DENSE) == 0.4
     study.report(store, tmp_path)
     page = (tmp_path / "README.md").read_text()
