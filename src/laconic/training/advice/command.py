@@ -50,6 +50,7 @@ def advise(
     if ranks is not None and not launch.started():
         raise typer.Exit(launch.start(ranks, threads, sys.argv[1:]))
     notices.LOGGER.setLevel(logging.ERROR)  # each candidate's averager has the same to say
+    launch.keep_pages()
     with launch.world(threads):
         import torch.distributed as dist
 

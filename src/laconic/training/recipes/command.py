@@ -112,6 +112,7 @@ def train(
     _check(task, exchange)
     if ranks is not None and not launch.started():
         raise typer.Exit(launch.start(ranks, threads, sys.argv[1:]))
+    launch.keep_pages()
     with launch.world(threads):
         _run(task, exchange, plan, named=out is not None, ranks=ranks, as_json=as_json)
 
