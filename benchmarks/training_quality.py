@@ -45,6 +45,10 @@ CANDIDATES = (
         "LocalSGD every 8 steps, direct(int8)",
         {"local": "local_sgd", "sync_every": 8, "mechanism": "direct(int8)"},
     ),
+    Method(
+        "LocalSGD every 4 steps, ef14(int4(block=256)), small tensors int8",
+        {"local": "local_sgd", "sync_every": 4, "mechanism": "ef14(int4(block=256))", "small": "direct(int8)"},
+    ),
 )
 
 

@@ -44,7 +44,8 @@ class Catalogue:
         """The entry called `name`. Raises ValueError with the nearest name where there is none."""
         if name in self.names:
             return self.entries[self.names[name]]
-        near = difflib.get_close_matches(name, self.names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, self.entries, n=1, cutoff=0.7)  # aliases are shorter, and so nearer
+        near = near or difflib.get_close_matches(name, self.names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "see `laconic list`"
         reasons = [f" ({b.module} could not be imported: {b.reason})" for b in self.broken if b.module.endswith(name)]
         raise ValueError(f"there is no entry called {name!r}; {hint}{''.join(reasons)}")

@@ -120,11 +120,13 @@ def _report(lab: Lab, lines: list[Line], ended: Ended, json_file: Path | None) -
         if ended.failed:
             path = lab.log(ended.failed)
             last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-            console.print(f"the end of {path}:", soft_wrap=True)
-            console.print("\n".join(last), markup=False, soft_wrap=True)
-    console.print(
-        f"{layout.ranks} ranks, {layout.rate.text} each way, mtu {layout.mtu}, {seconds:.1f} s; whole frames:"
-    )
+            if last:
+                console.print(f"the end of {path}:", soft_wrap=True)
+                console.print("\n".join(last), markup=False, soft_wrap=True)
+            else:
+                console.print(f"it said nothing ({path}); what rank 0 said is above", soft_wrap=True)
+    ranks = "1 rank" if layout.ranks == 1 else f"{layout.ranks} ranks"
+    console.print(f"{ranks}, {layout.rate.text} each way, mtu {layout.mtu}, {seconds:.1f} s; whole frames:")
     console.print(table(lines, seconds))
     if json_file is not None:
         document: dict[str, Any] = {
