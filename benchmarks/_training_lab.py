@@ -69,7 +69,7 @@ class Row:
         if self.every > 1:
             return self.first + self.every
         each = COMPUTE + link.seconds(self.nbytes)
-        return self.first + max(2, min(6, round(8.0 / each)))
+        return self.first + max(2, min(12, round(12.0 / each)))
 
     def cost(self, link: Link) -> float:
         """Seconds of a run."""

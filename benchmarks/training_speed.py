@@ -3,8 +3,8 @@
     python benchmarks/training_speed.py [--minutes M] [--only PATTERN] [--list | --report] [--smoke]   (Linux, root)
 
 ResNet-18, batch 32 per rank, two ranks, each behind a link of its own. For each rate a block: steps without
-communication, the advisor's predictions, all rows, and steps without communication again; ratios are to the mean of the
-two, for machines drift. A block is best made in one go.
+communication, the advisor's predictions, and all rows, with steps without communication again after every fifth; ratios
+are to the mean of the two around a row, for machines drift. A block is best made in one go, beside nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from laconic.lab.plots import SETTINGS, WIDTH, save
 from laconic.lab.style import COLOURS
 
 DILOCO_EVERY = 20
+APART = 5  # rows between two runs without communication
 
 
 def mechanism(spec: str, nbytes: float, collectives: int = 3) -> Row:
@@ -100,18 +101,26 @@ class Speed(Study):
             yield self.job(NONE, link)
             if self.form.lab:
                 yield self.advice(rows, link)
-            yield from (self.job(row, link) for row in rows)
-            yield self.job(NONE, link, again=1)
+            for low in range(0, len(rows), APART):
+                yield from (self.job(row, link) for row in rows[low : low + APART])
+                yield self.job(NONE, link, again=low // APART + 1)
 
     def measured(self, store: Store, row: Row, link: Link, again: int = 0) -> Measured | None:
         """What is there of a row."""
         record = store.find(self.job(row, link, again))
         return None if record is None else Measured(row, link, record)
 
-    def alone(self, store: Store, link: Link) -> tuple[float, str]:
-        """Seconds of a step without communication, the mean of both runs, and both of them."""
-        found = [one.step for again in (0, 1) if (one := self.measured(store, NONE, link, again)) is not None]
-        return (statistics.fmean(found) if found else math.nan), " and ".join(f"{one:.3f} s" for one in found)
+    def alone(self, store: Store, link: Link, row: Row | None = None) -> list[float]:
+        """Seconds of steps without communication: of all runs, or of the two around a row."""
+        rows = next(rows for one, rows in self.form.blocks if one == link)
+        low = 0 if row is None else rows.index(row) // APART
+        high = -(-len(rows) // APART) if row is None else low + 1
+        found = (self.measured(store, NONE, link, again) for again in range(low, high + 1))
+        return [one.step for one in found if one is not None]
+
+    def ratio(self, store: Store, one: Measured) -> float:
+        """A row's step to those without communication around it."""
+        return one.step / mean(self.alone(store, one.link, one.row))
 
     def predicted(self, store: Store, rows: Sequence[Row], link: Link) -> Mapping[str, float]:
         """Seconds by the advisor, by its names."""
@@ -134,12 +143,12 @@ class Speed(Study):
             "handed to the transport with framing, and what the interface counted; the stated headers are those of "
             "laconic.netlab.wire_bytes: 66 bytes a frame, acknowledgements, and 342 a message of gloo, taken as 3 "
             "collectives a step, 9 for PowerSGD. The ratio is to the mean of the two runs without "
-            "communication at the beginning and the end of the same block. Seed 0.",
+            f"communication before and after a row, of which there is one every {APART} rows. Seed 0.",
         )  # fmt: skip
         page.verdicts(self.judged(store))
         drawn = [block for link, rows in self.form.blocks if (block := self.block(store, link, rows))]
         if drawn:
-            bars(drawn, [self.alone(store, block[0].link)[0] for block in drawn], out / "steps")
+            bars(drawn, [mean(self.alone(store, block[0].link)) for block in drawn], out / "steps")
             page.picture("steps", "A step at each rate; the dashed line is the step without communication")
         for block in drawn:
             page.add(*self._section(store, block))
@@ -151,12 +160,12 @@ class Speed(Study):
 
     def _section(self, store: Store, block: Sequence[Measured]) -> Iterator[str]:
         link = block[0].link
-        alone, both = self.alone(store, link)
         rows = next(rows for one, rows in self.form.blocks if one == link)
         predicted = self.predicted(store, rows, link)
         yield f"## {link.name}"
-        yield f"Without communication: {both or 'not measured'}."
-        body = [_cells(one, alone, predicted.get(one.row.advised)) for one in block]
+        alone = ", ".join(f"{seconds:.3f} s" for seconds in self.alone(store, link))
+        yield f"Without communication: {alone or 'not measured'}."
+        body = [_cells(one, self.ratio(store, one), predicted.get(one.row.advised)) for one in block]
         yield table(
             ["", "seconds per step (range; steps)", "ratio", "compute", "codec", "exposed", "hidden", "predicted",
              "bytes up (ledger)", "handed over", "interface",
@@ -171,7 +180,7 @@ class Speed(Study):
         """The targets."""
         blocks = [self.block(store, link, rows) for link, rows in self.form.blocks]
         every = [one for block in blocks for one in block]
-        ratios = {(one.row.name, one.link): one.step / self.alone(store, one.link)[0] for one in every}
+        ratios = {(one.row.name, one.link): self.ratio(store, one) for one in every}
         found = [
             _within("TopK 1% with natural values within 8% of no communication at 100 Mbit/s", 1.08,
                     {f"{row.name}": ratios.get((row.name, MAIN)) for row in (TOPK[0], TOPK[4])}),
@@ -196,7 +205,12 @@ class Speed(Study):
         return found
 
 
-def _cells(one: Measured, alone: float, predicted: float | None) -> list[str]:
+def mean(seconds: Sequence[float]) -> float:
+    """NaN of none."""
+    return statistics.fmean(seconds) if seconds else math.nan
+
+
+def _cells(one: Measured, ratio: float, predicted: float | None) -> list[str]:
     seconds = one.seconds
     torchs = "baseline" in one.row.options
     error = "" if predicted is None else f"{predicted:.3f} ({100 * (predicted / one.step - 1):+.0f}%)"
@@ -206,7 +220,7 @@ def _cells(one: Measured, alone: float, predicted: float | None) -> list[str]:
         counted.append(f"{one.counted / one.stated(one.claimed):.3f}")
     return [
         f"`{one.row.name}`" if "(" in one.row.name and not torchs else one.row.name,
-        f"{one.step:.3f} ({min(seconds):.3f} to {max(seconds):.3f}; {len(seconds)})", _s(one.step / alone),
+        f"{one.step:.3f} ({min(seconds):.3f} to {max(seconds):.3f}; {len(seconds)})", _s(ratio),
         f"{one.step - one.exposed:.3f}", "" if torchs else _s(one.codec),
         _s(one.exposed), "" if torchs else _s(one.of("hidden")), error, f"{one.claimed:,.0f}", f"{one.handed:,.0f}",
         *counted,

@@ -19,7 +19,7 @@ import laconic.training.recipes.text as texts
 import worlds
 from laconic.cli import app
 from laconic.training.outputs import read_steps
-from laconic.training.recipes import networks, schedules
+from laconic.training.recipes import launch, networks, schedules
 from laconic.training.recipes.baselines import Dense, HalfPrecision, Nothing, TorchPowerSGD, baseline_of, ring_bytes
 from laconic.training.recipes.bigram import bigram_loss, discount
 from laconic.training.recipes.images import augmented, digits, held_out, moved
@@ -348,3 +348,16 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 def invoke(*arguments: str) -> None:
     CliRunner().invoke(app, ["train", *arguments], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("rank", "left"), [(None, []), ("1", [0])])
+def test_only_one_process_of_several_leaves_without_the_interpreters_end(
+    rank: str | None, left: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    launch.leave()
+    assert codes == left

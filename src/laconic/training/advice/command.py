@@ -57,6 +57,7 @@ def advise(
         found = _advice(task, candidates, bucket_mb)
         if dist.get_rank() == 0:
             _print(found, as_json)
+    launch.leave()
 
 
 def _advice(task: Task, candidates: tuple[str, ...], bucket_mb: float) -> Advice:

@@ -115,6 +115,7 @@ def train(
     launch.keep_pages()
     with launch.world(threads):
         _run(task, exchange, plan, named=out is not None, ranks=ranks, as_json=as_json)
+    launch.leave()
 
 
 def _check(task: Task, exchange: Exchange) -> None:

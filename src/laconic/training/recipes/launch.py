@@ -61,3 +61,16 @@ def world(threads: int | None = None) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Ends a process that was started as one of several and has done its work; does nothing in others.
+
+    A process group that DDP has used outlives `destroy_process_group`, and so do its threads. Where the interpreter
+    goes through its own end beside them, C++ now and then calls `terminate`: seen with torch 2.13, in about one run of
+    twenty over slow links.
+    """
+    if started() and not dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
