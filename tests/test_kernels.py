@@ -20,7 +20,7 @@ from laconic.core import rows
 from laconic.core.keys import Keys
 from laconic.kernels import fold, natural, select_long
 from laconic.kernels.select import FEW, SAMPLE, largest, largest_of_sum, largest_reference
-from laconic.kernels.threads import over_rows
+from laconic.kernels.threads import SPAN, over_rows
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -477,3 +477,36 @@ def test_helping_threads_are_gone_before_the_interpreter_is_taken_down() -> None
     """One that woke up later could abort the process after all its work was done."""
     done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+# ---- error feedback in one pass --------------------------------------------------------------------------------------
+
+
+def sparse_of(rng: np.random.Generator, d: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    where = torch.from_numpy(np.sort(rng.choice(d, k, replace=False)))
+    return where, torch.from_numpy(rng.standard_normal(k)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 7, SPAN - 1, SPAN, 3 * SPAN + 5])
+def test_settling_gives_the_bits_of_pass_after_pass(dtype: torch.dtype, d: int, two_threads: None) -> None:
+    """Also where many positions fall into one span, all of them or none, and with any number of workers."""
+    rng = np.random.default_rng(d)
+    for counts in ([d, 0, d // 2], [min(d, 3), min(d, 1), d], [0, 0], [d // 3], [1, *[d // 5] * 7]):
+        own, *heard = (sparse_of(rng, d, k, dtype) for k in counts)
+        v, error = (torch.from_numpy(rng.standard_normal((1, d))).to(dtype) for _ in range(2))
+        mean, owed = torch.zeros(d, dtype=dtype), error + v
+        fold.fold_sparse(*own, -1.0, owed[0])
+        for where, values in heard:
+            fold.fold_sparse(where, values, 0.3, mean)
+        assert fold.settle(own, heard, 0.3, v, error)
+        assert bits_of(v[0]) == bits_of(mean) and bits_of(error) == bits_of(owed)
+
+
+@pytest.mark.parametrize("where", [[3, 2], [2, 2], [-1, 2], [2, 9]])
+def test_settling_leaves_what_does_not_ascend_inside_to_others(where: list[int]) -> None:
+    bad, good = torch.tensor(where), torch.tensor([0, 8])
+    values, v, error = torch.ones(2), torch.arange(9.0)[None], torch.ones(1, 9)
+    for own, heard in ((bad, good), (good, bad)):
+        assert not fold.settle((own, values), [(heard, values)], 1.0, v, error)
+        assert torch.equal(v, torch.arange(9.0)[None]) and torch.equal(error, torch.ones(1, 9))

@@ -7,6 +7,8 @@ then added from lane 0 up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 import torch
@@ -144,6 +146,47 @@ def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -
     factor, outside = _numpy(target).dtype.type(scale), np.zeros(1, dtype=np.bool_)
     _scatter_rows(0, 1, _numpy(indices), _numpy(values), ends, row, factor, _numpy(target).reshape(1, -1), outside)
     _refuse(outside, len(target))
+
+
+@numba.njit(cache=True, nogil=True)
+def _settle(low, high, indices, values, ends, scale, v, error):
+    d = v.shape[1]
+    for piece in range(low, high):
+        row, begin, end = span(piece, d)
+        mean, owed = v[row, begin:end], error[row, begin:end]
+        for j in range(len(mean)):
+            owed[j] += mean[j]
+        mean[:] = 0.0
+        for part in range(len(ends) - 1):
+            where, given = indices[ends[part] : ends[part + 1]], values[ends[part] : ends[part + 1]]
+            first = np.searchsorted(where, begin)
+            last = first + np.searchsorted(where[first : first + end - begin], end)
+            if part == 0:
+                for i in range(first, last):
+                    owed[where[i] - begin] -= given[i]
+            else:
+                for i in range(first, last):
+                    mean[where[i] - begin] += scale * given[i]
+
+
+def settle(
+    own: tuple[Tensor, Tensor], heard: Sequence[tuple[Tensor, Tensor]], scale: float, v: Tensor, error: Tensor
+) -> bool:
+    """error += v - own and v = scale times the sum of `heard`, in place and in one pass; v and error are (1, d).
+
+    `own` and what was heard are pairs of positions and values. The bits are those of the passes one by one. False,
+    and nothing is written, where the positions of a pair do not ascend within 0..d-1, or there is no fast form.
+    """
+    pairs = [(_numpy(where), _numpy(values)) for where, values in (own, *heard)]
+    d = v.shape[1]
+    if not _fast(v) or any(_numpy(values).dtype != v.numpy().dtype for _, values in (own, *heard)):
+        return False
+    if any(len(where) and not (0 <= where[0] and where[-1] < d and (np.diff(where) > 0).all()) for where, _ in pairs):
+        return False
+    ends = np.cumsum([0, *(len(where) for where, _ in pairs)])
+    indices, values = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+    over_spans(_settle, 1, d, indices, values, ends, values.dtype.type(scale), _numpy(v), _numpy(error))
+    return True
 
 
 def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:

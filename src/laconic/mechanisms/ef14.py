@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laconic.core.compressor import Compressor, Sent
+from laconic.core.compressor import Compressor
 from laconic.core.entry import Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
@@ -39,24 +39,18 @@ class Memory:
     error: Worker  # e_i, (local, *shape)
 
 
-async def fed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> Sent:
-    """One exchange of EF14: sends c_i = C(e_i + v_i) and keeps e_i + v_i - c_i."""
+async def feed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> tuple[Tensor, Memory]:
+    """One exchange of EF14: sends c_i = C(e_i + v_i), keeps e_i + v_i - c_i, gives mean c_i."""
     sent = await link.uplink(compressor, v, plus=memory.error)
     memory.error += v
     sent.own.add_to(memory.error, scale=-1.0)
-    return sent
-
-
-async def feed(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> tuple[Tensor, Memory]:
-    """`fed`, and mean c_i."""
-    sent = await fed(compressor, v, memory, link)
     return sent.mean.dense(), memory
 
 
-async def overwritten(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> Memory:
-    """`fed`, after which v[0] is mean c_i."""
-    sent = await fed(compressor, v, memory, link)
-    sent.mean.write_to(v[0])  # messages of e_i + v_i are no views of v_i
+async def feed_inside(compressor: Compressor, v: Tensor, memory: Memory, link: Link) -> Memory:
+    """`feed` with mean c_i in v[0]: messages of e_i + v_i are no views of v_i."""
+    sent = await link.uplink(compressor, v, plus=memory.error)
+    sent.settle(v, memory.error)
     return memory
 
 
@@ -188,7 +182,7 @@ class EF14(Mechanism):
         return await feed(self.compressor, v, memory, link)
 
     async def overwrite(self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None) -> Memory:
-        return await overwritten(self.compressor, v, memory, link)
+        return await feed_inside(self.compressor, v, memory, link)
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         return promise(self, self.compressor, setting, estimator, step)
@@ -226,7 +220,7 @@ class EF14Inside(Mechanism):
         return await feed(self.compressor, v, memory, link)
 
     async def overwrite(self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None) -> Memory:
-        return await overwritten(self.compressor, v, memory, link)
+        return await feed_inside(self.compressor, v, memory, link)
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         return promise(self, self.compressor, setting, estimator, step)
