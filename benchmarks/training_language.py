@@ -2,9 +2,9 @@
 
     python benchmarks/training_language.py --data-dir DIR [--minutes M] [--only PATTERN] [--list | --report] [--smoke]
 
-Two processes, GPT-2's byte-pair encoding, one epoch; a run takes about a quarter of an hour on two free cores. The loss
-is beside that of a bigram model (interpolated Kneser-Ney), which the script computes from the same tokens. --smoke is
-byte by byte on Python's documentation, without data.
+Two processes, GPT-2's byte-pair encoding, two epochs; a run takes about a quarter of an hour on two free cores. The
+loss is beside that of a bigram model (interpolated Kneser-Ney), which the script computes from the same tokens. --smoke
+is byte by byte on Python's documentation, without data.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ NEAR = 0.02  # of dense's loss
 DENSE = Row("dense", {"baseline": "dense"})
 POWER = Row("PowerSGD rank 1 (PyTorch)", {"baseline": "powersgd-1"})
 OURS = (
+    Row("DiLoCo every 16 steps, direct(int8)", {"local": "diloco", "sync_every": 16, "mechanism": "direct(int8)"}),
     Row("ef14(topk(k=0.035) | natural)", {"mechanism": "ef14(topk(k=0.035) | natural)"}),
-    Row("ef21_sgdm(topk(k=0.035) | natural, eta=0.3)", {"mechanism": "ef21_sgdm(topk(k=0.035) | natural, eta=0.3)"}),
     Row("powersgd(rank=1)", {"mechanism": "powersgd(rank=1)"}),
 )
 USUAL = Grid(
-    "text", "gpt2", {"size": "nano", "epochs": 1, "evaluate_every": 119}, (DENSE, *OURS, POWER), (3e-3, 6e-3), LOSS,
-    seconds=900.0, seeds=(0, 1, 2),
+    "text", "gpt2", {"size": "nano", "epochs": 2, "evaluate_every": 238}, (DENSE, *OURS, POWER), (3e-3, 6e-3), LOSS,
+    seconds=900.0, seeds=(0, 1),
 )  # fmt: skip
 SMOKE = replace(
     USUAL, options={"size": "nano", "steps": 3, "batch": 2, "evaluate_every": 1, "judge": 512}, rates=(3e-3,),
-    rows=(DENSE, OURS[0]), seeds=(0,), ranks=None, data=False, seconds=15.0,
+    rows=(DENSE, OURS[1]), seeds=(0,), ranks=None, data=False, seconds=15.0,
 )  # fmt: skip
 
 
