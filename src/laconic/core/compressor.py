@@ -337,10 +337,6 @@ class Mean:
         self.add_to(out)
         return out
 
-    def write_to(self, target: Tensor) -> None:
-        """target = dense(), in place; no message may be a view of it."""
-        self.add_to(target.zero_())
-
     def add_to(self, target: Tensor, scale: float = 1.0) -> None:
         """target += scale * dense(), in place, at the cost of the messages."""
         for packet in self.packets:
@@ -364,10 +360,6 @@ class Unknown:
         """NaN (*shape), a fresh tensor."""
         return torch.full(self.shape, math.nan, dtype=self.dtype)
 
-    def write_to(self, target: Tensor) -> None:
-        """Makes target NaN, in place."""
-        target.fill_(math.nan)
-
     def add_to(self, target: Tensor, scale: float = 1.0) -> None:
         """Makes target NaN, in place."""
         target.fill_(math.nan)
@@ -386,10 +378,6 @@ class Total:
     def dense(self) -> Tensor:
         """(*shape), a fresh tensor."""
         return self.mean.clone()
-
-    def write_to(self, target: Tensor) -> None:
-        """target = dense(), in place."""
-        target.copy_(self.mean)
 
     def add_to(self, target: Tensor, scale: float = 1.0) -> None:
         """target += scale * dense(), in place."""
@@ -419,7 +407,7 @@ class Sent:
         if not self._settled(v, error):
             error += v
             self.own.add_to(error, scale=-1.0)
-            self.mean.write_to(v[0])
+            self.mean.add_to(v[0].zero_())
 
     def _settled(self, v: Tensor, error: Tensor) -> bool:
         """The fast form, for sparse messages."""

@@ -177,10 +177,9 @@ def settle(
     `own` and what was heard are pairs of positions and values. The bits are those of the passes one by one. False,
     and nothing is written, where the positions of a pair do not ascend within 0..d-1, or there is no fast form.
     """
-    pairs = [(_numpy(where), _numpy(values)) for where, values in (own, *heard)]
-    d = v.shape[1]
-    if not _fast(v) or any(_numpy(values).dtype != v.numpy().dtype for _, values in (own, *heard)):
+    if not _fast(v) or any(values.dtype != v.dtype for _, values in (own, *heard)):
         return False
+    pairs, d = [(_numpy(where), _numpy(values)) for where, values in (own, *heard)], v.shape[1]
     if any(len(where) and not (0 <= where[0] and where[-1] < d and (np.diff(where) > 0).all()) for where, _ in pairs):
         return False
     ends = np.cumsum([0, *(len(where) for where, _ in pairs)])

@@ -1,4 +1,4 @@
-"""Exact selection of the k largest |a + b| or |a - b| of long vectors, by several threads, in two passes at most.
+"""Exact selection of the k largest |a + b| or |a - b| of long vectors, by several threads, mostly in one pass.
 
 A sample says between which magnitudes the k-th largest lies, most probably. One pass, span by span, notes what is above
 the lower of them, with its positions; the k-th largest is then found among the few between. Only where it is the lower
