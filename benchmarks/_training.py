@@ -29,13 +29,13 @@ TAIL = 12  # lines of a failed run's output that are shown
 
 
 def words_of(options: Mapping[str, Any]) -> list[str]:
-    """Options as the command line has them; None is left out.
+    """Options as the command line has them; None is left out, and True is a word by itself.
 
-    >>> words_of({"lr": 0.1, "weight_decay": None, "evaluate_every": 5})
-    ['--lr', '0.1', '--evaluate-every', '5']
+    >>> words_of({"lr": 0.1, "weight_decay": None, "bf16": True, "evaluate_every": 5})
+    ['--lr', '0.1', '--bf16', '--evaluate-every', '5']
     """
-    given = ((name.replace("_", "-"), value) for name, value in options.items() if value is not None)
-    return [word for name, value in given for word in (f"--{name}", str(value))]
+    given = ((f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None)
+    return [word for name, value in given for word in ((name,) if value is True else (name, str(value)))]
 
 
 # ---- programs ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs import sha
 from laconic.core.state import flatten
 from laconic.runtime.routes import Load, Plain, Routes
-from laconic.training import DENSE, Averager, Policy, Rule, Stop, attach, detach, merge, notices
+from laconic.training import DENSE, Averager, LocalSGD, Policy, Rule, Stop, attach, detach, merge, notices
 from laconic.training.hook import Attached
 from training_jobs import MANY_BUCKETS, Net, loss_of, recorded_collectives
 
@@ -245,6 +245,46 @@ def job_policy() -> dict[str, Any]:
         "up": [record.up for record in records], "uplink": ledger, "issued": issued,
         "notices": list(notices.said), "shapes": {name: list(s) for name, s in attached.averager.shapes.items()},
     }  # fmt: skip
+
+
+class Convolutions(nn.Module):
+    """A network with filters of two dimensions, in either order of memory."""
+
+    def __init__(self, order: torch.memory_format) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.second = nn.Conv2d(6, 4, 3)
+        self.head = nn.Linear(4, 3)
+        generator = torch.Generator().manual_seed(5)
+        for parameter in self.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        self.to(memory_format=order)
+
+    def loss(self, model: nn.Module, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * dist.get_rank() + step)
+        images = torch.randn(4, 3, 7, 7, generator=generator, dtype=torch.float64)
+        return nn.functional.cross_entropy(model(images), torch.randint(0, 3, (4,), generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))).mean((2, 3)))
+
+
+def job_orders(mechanism: str, local: bool, steps: int) -> dict[str, Any]:
+    """The same training with channels last in memory and not: the parameters of both."""
+    found = {}
+    for order in (torch.contiguous_format, torch.channels_last):
+        net = Convolutions(order)
+        optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
+        model = net if local else DistributedDataParallel(net, bucket_cap_mb=MANY_BUCKETS)
+        policy = Policy(mechanism, rules=())
+        held: Any = LocalSGD(net, optimizer, sync_every=2, mechanism=policy) if local else attach(model, policy)  # type: ignore[arg-type]
+        for step in range(steps):
+            optimizer.zero_grad()
+            net.loss(model, step).backward()
+            optimizer.step()
+        held.close() if local else held.detach()
+        found[str(order)] = values_of(net)
+    return found
 
 
 def job_warm_up(steps: int) -> dict[str, Any]:

@@ -42,6 +42,16 @@ def test_what_ef14_was_given_is_what_came_back_and_what_it_owes(way: str) -> Non
         assert max(rank["debts"]) < 1e-13
 
 
+@pytest.mark.parametrize("local", [False, True], ids=["hook", "local updates"])
+@pytest.mark.parametrize("mechanism", ["ef14(topk(k=0.2) | natural)", "ef21_sgdm(int4(block=16))", "powersgd(rank=1)"])
+def test_the_order_of_memory_changes_nothing(mechanism: str, local: bool) -> None:
+    """Which positions are chosen, which matrix a filter is, and where randomness falls are matters of its shape."""
+    found = worlds.pool().results("orders", 2, mechanism=mechanism, local=local, steps=6)
+    one, other = found[0].values()
+    assert close(one, other, 1e-12)
+    assert found[0] == found[1]
+
+
 def test_in_float32_the_identity_stays_with_ddp() -> None:
     options = {"way": "plain", "steps": 4, "dtype": "float32"}
     expected = worlds.pool().results("way", 2, mechanism=None, **options)

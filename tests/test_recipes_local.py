@@ -176,6 +176,17 @@ def test_a_step_has_one_minibatch_however_often_it_is_asked_for() -> None:
     assert first == again and len({first, following, other}) == 3 and other == zeros
 
 
+def test_in_bfloat16_products_are_narrow_and_nothing_else_is(tmp_path: Path) -> None:
+    plain, narrow = (task.course(3, 0, 1) for task in (Digits(), Digits(bf16=True)))
+    module = Digits().module(0)
+    with torch.no_grad():
+        one, other = float(plain.loss(module, 5)), float(narrow.loss(module, 5))
+    assert one != other and other == pytest.approx(one, rel=2**-6)
+    found = run(tmp_path, Compressed(Policy("ef14(topk(k=0.1))")), steps=2, bf16=True)
+    momenta = {state["momentum_buffer"].dtype for state in found.optimizer.state.values()}  # the gradients' dtype
+    assert momenta == {torch.float32} and found.identity()["bf16"] is True
+
+
 # ---- policies, predictions, records ------------------------------------------------------------------------------
 
 

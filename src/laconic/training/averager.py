@@ -211,7 +211,7 @@ class Averager:
 
     async def _average(self, name: str, tensor: Tensor, probe: Probe | None, flags: Tensor, place: int) -> None:
         """One tensor of a bucket; flags its place there where it holds what is not finite."""
-        v = tensor.detach()[None].to(self.dtypes[name])
+        v = tensor.detach()[None].to(self.dtypes[name]).contiguous()  # channels may have been last
         if not finite(v):  # just before it is compressed, so that it is read from memory once
             flags[0, self.rank] = place
             v = torch.zeros_like(v)  # what is said of it is thrown away

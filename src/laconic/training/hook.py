@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -107,8 +108,26 @@ class Attached:
         """Hands a bucket of DDP's to the averager."""
         names = [self._names[parameter] for parameter in bucket.parameters()]
         return self.averager.submit(
-            names, bucket.gradients(), first=bucket.index() == 0, last=bucket.is_last(), result=bucket.buffer()
+            names, gradients_of(bucket), first=bucket.index() == 0, last=bucket.is_last(), result=bucket.buffer()
         )
+
+
+def gradients_of(bucket: dist.GradBucket) -> list[Tensor]:
+    """The gradients in a bucket, in order, as views of it with the shapes of their parameters.
+
+    `bucket.gradients()` takes what lies in it for tensors in the usual order; but where a parameter has its channels
+    last in memory, so has its gradient.
+    """
+    pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+    return [
+        gradient.as_strided(parameter.shape, parameter.stride()) if _unusual(parameter) else gradient
+        for parameter, gradient in pairs
+    ]
+
+
+def _unusual(parameter: Tensor) -> bool:
+    """Whether DDP keeps the order of its memory: there is another one, without holes or overlaps."""
+    return not parameter.is_contiguous() and torch.empty_like(parameter, device="meta").stride() == parameter.stride()
 
 
 def attach(

@@ -31,6 +31,7 @@ def advise(
     width: Annotated[int | None, typer.Option(help="Channels of the first stage (resnet8, resnet18).")] = None,
     size: Annotated[str | None, typer.Option(help="nano, micro, mini or small (gpt2).")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 or WikiText-2 is (else LACONIC_DATA).")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute products in bfloat16 (autocast).")] = False,
     bucket_mb: Annotated[float, typer.Option(help="The size of DDP's buckets in MiB.")] = 25.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch, in each process.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
@@ -45,7 +46,7 @@ def advise(
     candidates = DEFAULTS if mechanism is None else tuple(dict.fromkeys(["dense", *mechanism]))
     for candidate in candidates:
         candidate_of(candidate)  # what cannot be read is said before processes are started
-    task = task_of(name, {"batch": batch, "width": width, "size": size, "data_dir": data_dir})
+    task = task_of(name, {"batch": batch, "width": width, "size": size, "data_dir": data_dir, "bf16": bf16})
     task.check()
     if ranks is not None and not launch.started():
         raise typer.Exit(launch.start(ranks, threads, sys.argv[1:]))
@@ -72,7 +73,7 @@ def _advice(task: Task, candidates: tuple[str, ...], bucket_mb: float) -> Advice
 
     if dist.get_world_size() == 1:
         return Advice(1, None, None, None, {})
-    data, steps = task.open(0, dist.get_rank(), dist.get_world_size()), itertools.count()
+    data, steps = task.course(0, dist.get_rank(), dist.get_world_size()), itertools.count()
     return advise_on(
         task.module(0), lambda model: data.loss(model, next(steps)), candidates, optimizer=task.optimizer,
         ddp=ddp_options(bucket_mb),

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from laconic.training.advice.loopback import Loopback
 from laconic.training.advice.predict import Compute
 from laconic.training.advice.transfers import Transfer
+from laconic.training.hook import gradients_of
 
 Loss = Callable[[nn.Module], Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -48,7 +49,7 @@ class _Watch:
         if bucket.index() == 0:
             self.times, self.buckets = [], []
         named = [self.names[parameter] for parameter in bucket.parameters()]
-        self.buckets.append(Bucket(dict(zip(named, bucket.gradients(), strict=True))))
+        self.buckets.append(Bucket(dict(zip(named, gradients_of(bucket), strict=True))))
         self.times.append(now)
         future: Future[Tensor] = Future()
         future.set_result(bucket.buffer())

@@ -66,6 +66,9 @@ def train(
     clip: Annotated[float | None, typer.Option(help="The largest norm of the averaged gradient (gpt2).")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the first stage (resnet8, resnet18).")] = None,
     size: Annotated[str | None, typer.Option(help="nano, micro, mini or small (gpt2).")] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute products in bfloat16 (autocast); what is averaged stays float32.")
+    ] = False,
     validation: Annotated[
         int | None, typer.Option(help="Hold out so many training images and judge by them (to choose options by).")
     ] = None,
@@ -96,7 +99,7 @@ def train(
     task = task_of(name, {
         "epochs": epochs, "batch": batch, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
         "schedule": schedule, "warm_up": warm_up, "clip": clip, "width": width, "size": size, "judge": judge,
-        "validation": validation, "data_dir": data_dir,
+        "validation": validation, "data_dir": data_dir, "bf16": bf16,
     })  # fmt: skip
     exchange = exchange_of(
         mechanism, baseline, local, small=small, warm_up_dense=warm_up_dense, rules=rule or (),

@@ -82,7 +82,7 @@ class Run:
         if plan.resume and exchange.cannot_resume:
             raise ValueError(f"--resume : {exchange.label} {exchange.cannot_resume}")
         self.record = Record(plan.out, self.rank, plan.resume)
-        self.course: Course = task.open(plan.seed, self.rank, self.world)
+        self.course: Course = task.course(plan.seed, self.rank, self.world)
         self.steps = plan.steps or max(1, round(task.epochs * self.course.steps_per_epoch))
         self.every = plan.evaluate_every or task.evaluate_every(self.steps, self.course.steps_per_epoch)
         self.module: nn.Module = task.module(plan.seed)

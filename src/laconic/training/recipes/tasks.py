@@ -48,6 +48,23 @@ class Course(ABC):
         """Means over the evaluation data, which are shared out among all processes; every process calls it."""
 
 
+class InBfloat16(Course):
+    """Another course whose products are computed in bfloat16 (`torch.autocast`); what is averaged stays float32."""
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+        self.rank, self.steps_per_epoch = course.rank, course.steps_per_epoch
+        self.data_sha256, self.facts = course.data_sha256, course.facts
+
+    def batch_loss(self, model: nn.Module, step: int, rank: int) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.course.batch_loss(model, step, rank)
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.course.evaluate(module)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """The choices of a run that belong to what is learnt. Its fields are options of the command line.
@@ -61,6 +78,7 @@ class Task(ABC):
     schedule : "constant", "cosine" or "step".
     warm_up : steps of a linear rise before it.
     data_dir : where files are; else the environment's LACONIC_DATA.
+    bf16 : compute products in bfloat16. Parameters, gradients and what mechanisms keep stay float32.
     """
 
     epochs: float
@@ -70,6 +88,7 @@ class Task(ABC):
     schedule: str = "cosine"
     warm_up: int = 0
     data_dir: Path | None = None
+    bf16: bool = False
 
     name: ClassVar[str]
     SMOKE: ClassVar[float]  # a run of fewer epochs is a smoke run
@@ -92,6 +111,11 @@ class Task(ABC):
     @abstractmethod
     def open(self, seed: int, rank: int, world: int) -> Course:
         """Reads the data."""
+
+    def course(self, seed: int, rank: int, world: int) -> Course:
+        """The data, and losses on them in the precision that was asked for."""
+        course = self.open(seed, rank, world)
+        return InBfloat16(course) if self.bf16 else course
 
     @abstractmethod
     def optimizer(self, module: nn.Module) -> Optimizer:

@@ -129,7 +129,7 @@ class GPT2(Task):
         matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in module.parameters() if parameter.dim() <= 1]
         groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        return AdamW(groups, lr=self.lr, betas=(0.9, 0.95), weight_decay=self.weight_decay)
+        return AdamW(groups, lr=self.lr, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=True)
 
     def prepare_step(self, module: nn.Module) -> None:
         """Clips the averaged gradient."""
