@@ -78,6 +78,12 @@ class Grid:
     data: bool = True
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def setting(self) -> str:
+        """The options that all runs share, in words."""
+        given = ((name.replace("_", " "), value) for name, value in self.options.items())
+        return ", ".join(name if value is True else f"{name} {value}" for name, value in given)
+
     def job(self, row: Row, lr: float, seed: int) -> Job:
         """A run."""
         options = {**self.options, **row.options, "lr": lr, "seed": seed, **self.more}

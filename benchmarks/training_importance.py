@@ -52,11 +52,11 @@ def other(row: Row) -> bool:
 
 
 IMAGES = Grid(
-    "images", "resnet8", {"width": 8, "batch": 64, "epochs": 2, "evaluate_every": 130},
+    "images", "resnet8", {"width": 8, "batch": 64, "epochs": 2, "evaluate_every": 130, "bf16": True},
     rows(0.05, "cube(low=1.0, high=2.0)", "c"), (0.1, 0.2, 0.05), ACCURACY, seconds=50.0,
 )  # fmt: skip
 TEXT = Grid(
-    "text", "gpt2", {"size": "nano", "steps": 250, "evaluate_every": 25, "judge": 16_384},
+    "text", "gpt2", {"size": "nano", "steps": 250, "evaluate_every": 25, "judge": 16_384, "bf16": True},
     rows(0.05, "simplex", "s"), (3e-3, 1e-3), LOSS, seconds=110.0,
 )  # fmt: skip
 
@@ -117,8 +117,7 @@ class Importance(Study):
         page.write(out)
 
     def _figure(self, page: Page, grid: Grid, store: Store, out: Path) -> None:
-        options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in grid.options.items())
-        page.add(f"## {grid.name}: {grid.task}, {options}, {grid.ranks or 1} processes", grid.table(store))
+        page.add(f"## {grid.name}: {grid.task}, {grid.setting}, {grid.ranks or 1} processes", grid.table(store))
         if not grid.records(store):
             return
         curves = [grid.curves(store, axis, scale) for axis, _, scale in AXES]

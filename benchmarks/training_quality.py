@@ -49,6 +49,14 @@ CANDIDATES = (
         "LocalSGD every 4 steps, ef14(int4(block=256)), small tensors int8",
         {"local": "local_sgd", "sync_every": 4, "mechanism": "ef14(int4(block=256))", "small": "direct(int8)"},
     ),
+    Method(
+        "ef14(scaled_sign), small tensors natural",
+        {"mechanism": "ef14(scaled_sign)", "small": "direct(natural)"},
+    ),
+    Method(
+        "DiLoCo every 8 steps (outer momentum 0.5), direct(int8)",
+        {"local": "diloco", "sync_every": 8, "mechanism": "direct(int8)", "outer_lr": 1.0, "outer_momentum": 0.5},
+    ),
 )
 
 
@@ -58,7 +66,7 @@ class Form:
 
     task: str = "resnet8"
     options: Mapping[str, Any] = field(default_factory=lambda: {"width": 16, "epochs": 9, "batch": 64})
-    rates: Sequence[float] = (0.2, 0.1, 0.4)
+    rates: Sequence[float] = (0.2, 0.1, 0.4, 0.8)
     seeds: Sequence[int] = (0, 1, 2)
     selection_seed: int = 100
     validation: int = 5000

@@ -142,8 +142,12 @@ def test_a_smoke_form_makes_what_is_missing_marks_it_and_makes_nothing_twice(
 
 # ---- quality -----------------------------------------------------------------------------------------------------
 
-BYTES = {"dense": 300.0, "powersgd-1": 17.0, "local_sgd": 18.0, "ef14": 16.0, "ef21_sgdm": 9.0}
-ENDS = {"dense": 0.80, "powersgd-1": 0.74, "local_sgd": 0.90, "ef14": 0.78, "ef21_sgdm": 0.77}
+BYTES = {
+    "dense": 300.0, "powersgd-1": 17.0, "local_sgd": 18.0, "diloco": 18.0, "sign": 10.0, "ef14": 16.0, "ef21_sgdm": 9.0
+}  # fmt: skip
+ENDS = {
+    "dense": 0.80, "powersgd-1": 0.74, "local_sgd": 0.90, "diloco": 0.92, "sign": 0.7, "ef14": 0.78, "ef21_sgdm": 0.77
+}  # fmt: skip
 
 
 def part(table: dict[str, float], job: running.Job) -> float:
@@ -168,9 +172,10 @@ def accuracy_run(job: running.Job) -> dict[str, Any]:
 def test_quality_chooses_by_held_out_images_within_powersgds_bytes_and_judges_by_the_test_set(tmp_path: Path) -> None:
     study, store = quality.Quality(quality.Form()), running.Store(tmp_path)
     made = answer(store, study, accuracy_run)
-    assert all(name.startswith("select") and "lr=0.2" in name for name in made[:6])
+    methods = 2 + len(quality.CANDIDATES)
+    assert all(name.startswith("select") and "lr=0.2" in name for name in made[:methods])
     first = next(place for place, name in enumerate(made) if name.startswith("final"))
-    assert first < len(made) - 9 and len(made) == 6 * 3 + 3 * 3  # seeds before the last candidates' other rates
+    assert first < len(made) - 9 and len(made) == methods * 4 + 3 * 3  # seeds before the last candidates' other rates
     selection = quality.Selection(study.form, store)
     ours = selection.chosen
     assert ours is not None and ours.name.startswith("ef14(topk(k=0.06)")  # LocalSGD is better, and too large
