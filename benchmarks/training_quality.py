@@ -54,6 +54,10 @@ CANDIDATES = (
         {"mechanism": "ef14(scaled_sign)", "small": "direct(natural)"},
     ),
     Method(
+        "LocalSGD every 2 steps, ef14(topk(k=0.13) | natural), small tensors int8",
+        {"local": "local_sgd", "sync_every": 2, "mechanism": "ef14(topk(k=0.13) | natural)", "small": "direct(int8)"},
+    ),
+    Method(
         "DiLoCo every 8 steps (outer momentum 0.5), direct(int8)",
         {"local": "diloco", "sync_every": 8, "mechanism": "direct(int8)", "outer_lr": 1.0, "outer_momentum": 0.5},
     ),
