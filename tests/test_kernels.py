@@ -499,8 +499,22 @@ def test_settling_gives_the_bits_of_pass_after_pass(dtype: torch.dtype, d: int, 
         fold.fold_sparse(*own, -1.0, owed[0])
         for where, values in heard:
             fold.fold_sparse(where, values, 0.3, mean)
-        assert fold.settle(own, heard, 0.3, v, error)
+        assert fold.settle(own, fold.Heard(heard, 0.3), v, error)
         assert bits_of(v[0]) == bits_of(mean) and bits_of(error) == bits_of(owed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 7, SPAN - 1, SPAN, 3 * SPAN + 5])
+def test_renewing_gives_the_bits_of_pass_after_pass(dtype: torch.dtype, d: int, two_threads: None) -> None:
+    rng = np.random.default_rng(d)
+    for counts in ([d], [min(d, 3), min(d, 1), d], [0], [1, *[d // 5] * 7]):
+        heard = [sparse_of(rng, d, k, dtype) for k in counts]
+        v, estimate = (torch.from_numpy(rng.standard_normal((1, d))).to(dtype) for _ in range(2))
+        expected = estimate.clone()
+        for where, values in heard:
+            fold.fold_sparse(where, values, 0.3, expected[0])
+        assert fold.renew(fold.Heard(heard, 0.3), estimate, v)
+        assert bits_of(estimate) == bits_of(v) == bits_of(expected)
 
 
 @pytest.mark.parametrize("where", [[3, 2], [2, 2], [-1, 2], [2, 9]])
@@ -508,5 +522,5 @@ def test_settling_leaves_what_does_not_ascend_inside_to_others(where: list[int])
     bad, good = torch.tensor(where), torch.tensor([0, 8])
     values, v, error = torch.ones(2), torch.arange(9.0)[None], torch.ones(1, 9)
     for own, heard in ((bad, good), (good, bad)):
-        assert not fold.settle((own, values), [(heard, values)], 1.0, v, error)
+        assert not fold.settle((own, values), fold.Heard([(heard, values)], 1.0), v, error)
         assert torch.equal(v, torch.arange(9.0)[None]) and torch.equal(error, torch.ones(1, 9))

@@ -404,23 +404,39 @@ class Sent:
 
         For one local row; no message may be a view of v.
         """
-        if not self._settled(v, error):
+        heard, own = self._heard(), self.own.packet.decoded
+        settled = (
+            isinstance(own, Sparse) and heard is not None and v.is_contiguous() and error.is_contiguous()
+            and fold.settle((own.indices, own.values), heard, v.view(1, -1), error.view(1, -1))
+        )  # fmt: skip
+        if not settled:
             error += v
             self.own.add_to(error, scale=-1.0)
             self.mean.add_to(v[0].zero_())
 
-    def _settled(self, v: Tensor, error: Tensor) -> bool:
-        """The fast form, for sparse messages."""
-        if not isinstance(self.mean, Mean) or len(self.own.packet.rows) != 1 or not v.is_contiguous():
-            return False
-        heard = [packet.decoded for packet in self.mean.packets]
-        own, rows = self.own.packet.decoded, sum(packet.message.rows for packet in self.mean.packets)
-        if not isinstance(own, Sparse) or rows != len(heard) or not error.is_contiguous():
-            return False
-        pairs = [(one.indices, one.values) for one in heard if isinstance(one, Sparse)]
-        if len(pairs) < len(heard):
-            return False
-        return fold.settle((own.indices, own.values), pairs, 1.0 / self.mean.n, v.view(1, -1), error.view(1, -1))
+    def renew(self, estimate: Tensor, v: Tensor) -> None:
+        """estimate += mean.dense() and v[0] = estimate, in place, at the cost of one pass over both.
+
+        For one local row; no message may be a view of v.
+        """
+        heard = self._heard()
+        renewed = (
+            heard is not None and v.is_contiguous() and estimate.is_contiguous()
+            and fold.renew(heard, estimate.view(1, -1), v.view(1, -1))
+        )  # fmt: skip
+        if not renewed:
+            self.mean.add_to(estimate)
+            v[0].copy_(estimate)
+
+    def _heard(self) -> fold.Heard | None:
+        """What all workers said, where each says its own and all of it is sparse."""
+        if not isinstance(self.mean, Mean) or len(self.own.packet.rows) != 1:
+            return None
+        packets = self.mean.packets
+        pairs = [(one.indices, one.values) for packet in packets if isinstance(one := packet.decoded, Sparse)]
+        if len(pairs) < len(packets) or sum(packet.message.rows for packet in packets) != len(packets):
+            return None
+        return fold.Heard(pairs, 1.0 / self.mean.n)
 
     def among(self, rows: np.ndarray) -> Sent:
         """The same for a text whose rows are these rows of the block, in ascending order."""

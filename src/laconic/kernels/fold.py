@@ -7,7 +7,8 @@ then added from lane 0 up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -148,44 +149,82 @@ def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -
     _refuse(outside, len(target))
 
 
+Pair = tuple[Tensor, Tensor]  # positions and values of a vector's numbers that are not zero
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Sparse vectors, and what their sum is multiplied by."""
+
+    pairs: Sequence[Pair]
+    scale: float
+
+
+def _in_one_pass(kernel: Callable[..., None], pairs: Sequence[Pair], scale: float, v: Tensor, other: Tensor) -> bool:
+    """Runs the kernel on all pairs, joined, if it can: it finds those of a span by bisection."""
+    d = v.shape[1]
+    if not _fast(v) or any(values.dtype != v.dtype for _, values in pairs):
+        return False
+    arrays = [(_numpy(where), _numpy(values)) for where, values in pairs]
+    if any(len(where) and not (0 <= where[0] and where[-1] < d and (np.diff(where) > 0).all()) for where, _ in arrays):
+        return False
+    ends = np.cumsum([0, *(len(where) for where, _ in arrays)])
+    indices, values = (np.concatenate([pair[side] for pair in arrays]) for side in (0, 1))
+    over_spans(kernel, 1, d, indices, values, ends, values.dtype.type(scale), _numpy(v), _numpy(other))
+    return True
+
+
+@numba.njit(inline="always")
+def _add_inside(where, values, scale, begin, target):
+    """target[where - begin] += scale * values, as far as positions, which ascend, lie inside."""
+    first = np.searchsorted(where, begin)
+    last = first + np.searchsorted(where[first : first + len(target)], begin + len(target))
+    for i in range(first, last):
+        target[where[i] - begin] += scale * values[i]
+
+
 @numba.njit(cache=True, nogil=True)
 def _settle(low, high, indices, values, ends, scale, v, error):
-    d = v.shape[1]
+    d, minus = v.shape[1], -v.dtype.type(1.0)
     for piece in range(low, high):
         row, begin, end = span(piece, d)
         mean, owed = v[row, begin:end], error[row, begin:end]
         for j in range(len(mean)):
             owed[j] += mean[j]
+        _add_inside(indices[: ends[1]], values[: ends[1]], minus, begin, owed)
         mean[:] = 0.0
-        for part in range(len(ends) - 1):
-            where, given = indices[ends[part] : ends[part + 1]], values[ends[part] : ends[part + 1]]
-            first = np.searchsorted(where, begin)
-            last = first + np.searchsorted(where[first : first + end - begin], end)
-            if part == 0:
-                for i in range(first, last):
-                    owed[where[i] - begin] -= given[i]
-            else:
-                for i in range(first, last):
-                    mean[where[i] - begin] += scale * given[i]
+        for part in range(1, len(ends) - 1):
+            here = slice(ends[part], ends[part + 1])
+            _add_inside(indices[here], values[here], scale, begin, mean)
 
 
-def settle(
-    own: tuple[Tensor, Tensor], heard: Sequence[tuple[Tensor, Tensor]], scale: float, v: Tensor, error: Tensor
-) -> bool:
-    """error += v - own and v = scale times the sum of `heard`, in place and in one pass; v and error are (1, d).
+def settle(own: Pair, heard: Heard, v: Tensor, error: Tensor) -> bool:
+    """error += v - own and v = the scaled sum of what was heard, in place and in one pass; v and error are (1, d).
 
-    `own` and what was heard are pairs of positions and values. The bits are those of the passes one by one. False,
-    and nothing is written, where the positions of a pair do not ascend within 0..d-1, or there is no fast form.
+    The bits are those of the passes one by one. False, and nothing is written, where the positions of a pair do not
+    ascend within 0..d-1, or there is no fast form.
     """
-    if not _fast(v) or any(values.dtype != v.dtype for _, values in (own, *heard)):
-        return False
-    pairs, d = [(_numpy(where), _numpy(values)) for where, values in (own, *heard)], v.shape[1]
-    if any(len(where) and not (0 <= where[0] and where[-1] < d and (np.diff(where) > 0).all()) for where, _ in pairs):
-        return False
-    ends = np.cumsum([0, *(len(where) for where, _ in pairs)])
-    indices, values = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-    over_spans(_settle, 1, d, indices, values, ends, values.dtype.type(scale), _numpy(v), _numpy(error))
-    return True
+    return _in_one_pass(_settle, [own, *heard.pairs], heard.scale, v, error)
+
+
+@numba.njit(cache=True, nogil=True)
+def _renew(low, high, indices, values, ends, scale, v, estimate):
+    d = v.shape[1]
+    for piece in range(low, high):
+        row, begin, end = span(piece, d)
+        kept = estimate[row, begin:end]
+        for part in range(len(ends) - 1):
+            here = slice(ends[part], ends[part + 1])
+            _add_inside(indices[here], values[here], scale, begin, kept)
+        v[row, begin:end] = kept
+
+
+def renew(heard: Heard, estimate: Tensor, v: Tensor) -> bool:
+    """estimate += the scaled sum of what was heard and v = estimate, in place and in one pass; both are (1, d).
+
+    Bits, and what False means, as of `settle`.
+    """
+    return _in_one_pass(_renew, heard.pairs, heard.scale, v, estimate)
 
 
 def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from laconic.core.compressor import Compressor
+from laconic.core.compressor import Compressor, Sent
 from laconic.core.entry import Interval, Source
 from laconic.core.estimator import Estimator, Probe
 from laconic.core.link import Link
@@ -75,8 +76,26 @@ def three_point(
     return Guarantee(largest, source, 1.0 - used * mu, lyapunov, 0.0, 1.0, assumes, leans_on=leans)
 
 
+class Shifting(Mechanism):
+    """Mechanisms whose estimate g = mean g_i moves by the mean of the messages by which the g_i do."""
+
+    @abstractmethod
+    async def send(self, v: Tensor, memory: Any, link: Link) -> Sent:
+        """The workers' part of an exchange, all memory but `memory.estimate`."""
+
+    async def exchange(self, v: Tensor, memory: Any, link: Link, probe: Probe | None = None) -> tuple[Tensor, Any]:
+        sent = await self.send(v, memory, link)
+        sent.mean.add_to(memory.estimate)
+        return memory.estimate, memory
+
+    async def overwrite(self, v: Tensor, memory: Any, link: Link, probe: Probe | None = None) -> Any:
+        sent = await self.send(v, memory, link)
+        sent.renew(memory.estimate, v)
+        return memory
+
+
 @dataclass(frozen=True)
-class EF21(Mechanism):
+class EF21(Shifting):
     """Worker i sends c_i = C(v_i - g_i) and adds it to its shift g_i; the estimate is g = mean g_i.
 
     Start: g_i = C(v_i), a message of the same size as every other; with `start=identity` g_i = v_i, at full width. The
@@ -128,13 +147,10 @@ class EF21(Mechanism):
         memory = Memory(shift=sent.own.dense(), estimate=sent.mean.dense())
         return memory.estimate, memory
 
-    async def exchange(
-        self, v: Tensor, memory: Memory, link: Link, probe: Probe | None = None
-    ) -> tuple[Tensor, Memory]:
+    async def send(self, v: Tensor, memory: Memory, link: Link) -> Sent:
         sent = await link.uplink(self.compressor, v, minus=memory.shift)
         sent.own.add_to(memory.shift)
-        sent.mean.add_to(memory.estimate)
-        return memory.estimate, memory
+        return sent
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         theta, beta = contraction(self, self.compressor, setting)
@@ -166,7 +182,7 @@ class MomentumMemory:
 
 
 @dataclass(frozen=True)
-class EF21SGDM(Mechanism):
+class EF21SGDM(Shifting):
     """EF21 on a running average of stochastic gradients: v_i <- (1 - eta) v_i + eta (new gradient), c_i = C(v_i - g_i).
 
     Start: v_i = g_i = the first vectors, sent at full width. The momentum lets the variance average out over workers,
@@ -199,15 +215,12 @@ class EF21SGDM(Mechanism):
         memory = MomentumMemory(momentum=v.clone(), shift=sent.own.dense(), estimate=sent.mean.dense())
         return memory.estimate, memory
 
-    async def exchange(
-        self, v: Tensor, memory: MomentumMemory, link: Link, probe: Probe | None = None
-    ) -> tuple[Tensor, MomentumMemory]:
+    async def send(self, v: Tensor, memory: MomentumMemory, link: Link) -> Sent:
         momentum = mixed(memory.momentum, v, self.eta)
         sent = await link.uplink(self.compressor, momentum, minus=memory.shift)
         memory.momentum = momentum
         sent.own.add_to(memory.shift)
-        sent.mean.add_to(memory.estimate)
-        return memory.estimate, memory
+        return sent
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         alpha = contractive_only(self, self.compressor, setting)
@@ -234,7 +247,7 @@ class DoubleMomentumMemory:
 
 
 @dataclass(frozen=True)
-class EF21SGD2M(Mechanism):
+class EF21SGD2M(Shifting):
     """EF21-SGDM on a running average of the running average: u_i <- (1 - eta) u_i + eta v_i, c_i = C(u_i - g_i).
 
     As there, v_i <- (1 - eta) v_i + eta (new gradient). Start: v_i = u_i = g_i = the first vectors, sent at full width.
@@ -264,16 +277,13 @@ class EF21SGD2M(Mechanism):
         memory = DoubleMomentumMemory(v.clone(), v.clone(), shift=sent.own.dense(), estimate=sent.mean.dense())
         return memory.estimate, memory
 
-    async def exchange(
-        self, v: Tensor, memory: DoubleMomentumMemory, link: Link, probe: Probe | None = None
-    ) -> tuple[Tensor, DoubleMomentumMemory]:
+    async def send(self, v: Tensor, memory: DoubleMomentumMemory, link: Link) -> Sent:
         momentum = mixed(memory.momentum, v, self.eta)
         double = mixed(memory.double, momentum, self.eta)
         sent = await link.uplink(self.compressor, double, minus=memory.shift)
         memory.momentum, memory.double = momentum, double
         sent.own.add_to(memory.shift)
-        sent.mean.add_to(memory.estimate)
-        return memory.estimate, memory
+        return sent
 
     def guarantee(self, setting: Setting, estimator: Estimator, step: float | None) -> Guarantee:
         raise NoTheorem(f"the constants of the theorem of {self} are not at hand; give an explicit step")
