@@ -59,13 +59,9 @@ CANDIDATES = (
     ),
     Method(
         "LocalSGD every 2 steps, ef14(topk(k=0.5) | scaled_sign), small tensors int8",
-        {
-            "local": "local_sgd",
-            "sync_every": 2,
-            "mechanism": "ef14(topk(k=0.5) | scaled_sign)",
-            "small": "direct(int8)",
-        },
-    ),  # fmt: skip
+        {"local": "local_sgd", "sync_every": 2, "mechanism": "ef14(topk(k=0.5) | scaled_sign)",
+         "small": "direct(int8)"},
+    ),
     Method(
         "LocalSGD every 3 steps, ef14(int4(block=65536)), small tensors int8",
         {"local": "local_sgd", "sync_every": 3, "mechanism": "ef14(int4(block=65536))", "small": "direct(int8)"},
@@ -74,7 +70,7 @@ CANDIDATES = (
         "DiLoCo every 8 steps (outer momentum 0.5), direct(int8)",
         {"local": "diloco", "sync_every": 8, "mechanism": "direct(int8)", "outer_lr": 1.0, "outer_momentum": 0.5},
     ),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
