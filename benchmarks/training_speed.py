@@ -23,6 +23,7 @@ from _training_lab import RANKS, Advise, Link, Measured, Row, Timed
 from _training_page import Page, Verdict, mark_of, table
 from matplotlib.figure import Figure as Canvas
 
+from laconic import parse
 from laconic.lab.plots import SETTINGS, WIDTH, save
 from laconic.lab.style import COLOURS
 
@@ -34,7 +35,7 @@ BETWEEN = 100  # where the numbers of the runs without communication in these pa
 
 def mechanism(spec: str, nbytes: float, collectives: int = 3) -> Row:
     """A mechanism's row."""
-    return Row(spec, {"mechanism": spec}, nbytes, spec, collectives=collectives)
+    return Row(spec, {"mechanism": spec}, nbytes, str(parse(spec)), collectives=collectives)
 
 
 NONE = Row("no communication", {"baseline": "none"}, 0.0)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import worlds
 from laconic.training.advice.candidates import candidate_of
 from laconic.training.advice.command import advise as command
-from laconic.training.advice.link import Link, Sample
+from laconic.training.advice.link import Link, Sample, shortest
 from laconic.training.advice.loopback import Loopback
 from laconic.training.advice.predict import (
+    AtTheEnd,
     Compute,
     Conducted,
     EveryFew,
@@ -108,6 +109,23 @@ def test_the_fit_refuses_nonsense(samples: list[Sample], world: int, says: str) 
         Link.fit(samples, world)
 
 
+def test_the_load_is_that_of_the_longest_all_reduces() -> None:
+    short, long = AllReduce(MB), AllReduce(4 * MB)
+    samples = [Sample(short, 1.0, 0.9), Sample(long, 4.0, 1.0), Sample(long, 4.0, 1.4), Sample(AllGather(9 * MB), 9, 9)]
+    assert Link.fit(samples, 2).load == pytest.approx(0.3)
+    assert Link.fit([replace(sample, processor=sample.seconds * 1.1) for sample in samples], 2).load == 1.0
+
+
+def test_the_shortest_transfers_show_the_line_where_noise_hides_it_in_the_medians() -> None:
+    link, sizes = Link(2, 1e-4, 1e8), [1 << k for k in range(10, 19, 2)]
+    quiet = [Sample(AllReduce(size), link.seconds([AllReduce(size)])) for size in sizes]
+    noise = [Sample(AllReduce(size), 0.5 - 1e-6 * size) for size in sizes for _ in range(2)]
+    with pytest.raises(ValueError, match="no bandwidth"):
+        Link.fit([*quiet, *noise], 2)
+    found = Link.fit(shortest([*noise, *quiet, *noise]), 2)
+    assert (found.latency, found.bandwidth) == pytest.approx((1e-4, 1e8), rel=1e-6)
+
+
 # ---- the model of a step --------------------------------------------------------------------------------------------
 
 
@@ -156,6 +174,21 @@ CASES: dict[str, tuple[Order, Compute, list[Journey], Link, Host, tuple[float, .
     ),
     "every fourth step": (
         EveryFew(4), TWO, gathers([2 * MB, 2 * MB], 0.0, 0.4), SLOW, SHARED, (4.6, 3.5, 0.2, 0.9, 0.1)
+    ),
+    # 1 s of the backward pass takes 4/3 s while the wire is busy, from 1 to 3
+    "the transport takes a quarter of the core": (
+        Hooked(), TWO, gathers([2 * MB, 0]), replace(SLOW, load=0.25), SHARED,
+        (4.5, 3.5, 0.333333333, 0.666666667, 1.333333333)
+    ),
+    # from 1 to 3 half a core is left to it, which carries 5/8 MB in a second
+    "a transport that wants more than half of the core gets half, and carries less": (
+        Hooked(), TWO, gathers([2 * MB, 0]), replace(SLOW, load=0.8), SHARED, (5.25, 3.5, 1.0, 0.75, 2.0)
+    ),
+    "with cores to spare the transport slows nothing": (
+        Hooked(), TWO, gathers([2 * MB, 0]), replace(SLOW, load=0.8), ROOMY, (4.5, 3.5, 0.0, 1.0, 1.0)
+    ),
+    "in one bucket nothing is hidden": (
+        AtTheEnd(), TWO, gathers([2 * MB], 0.25, 0.5), SLOW, SHARED, (6.25, 3.5, 0.75, 2.0, 0.0)
     ),
     "buffers are broadcast before": (
         Hooked(), replace(ONE, broadcasts=(Broadcast(MB),)), gathers([0]), SLOW, SHARED, (4.5, 3.5, 0.0, 1.0, 0.0)

@@ -202,9 +202,9 @@ class Composition(Compressor):
         """What travels instead of the first one's message: the second one's of its values."""
         *where, values = kept
         rows, inner, schema = keys.rows, _inner(keys), self.first.schema(shape, values.dtype, keys)
-        begins = Message(schema, kept, rows).offsets[-1]
         if isinstance(schema[-1].count, int):
             return *where, *self.second.codes(values.view(rows, schema[-1].count), inner)
+        begins = Message(schema, kept, rows).offsets[-1]
         slots = self.schema(shape, values.dtype, keys)[len(where) :]
         sizes = [_sizes(slot, np.diff(begins)) for slot in slots]
         out = [torch.zeros(int(size.sum()), dtype=slot.dtype) for slot, size in zip(slots, sizes, strict=True)]

@@ -7,6 +7,7 @@ the schema; bytes and schema are all that `unpack` gets.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ class Message:
     @functools.cached_property
     def offsets(self) -> tuple[np.ndarray, ...]:
         """Per field, where each row's codes begin and end, int64 of shape (rows + 1,)."""
-        return tuple(_offsets(_counts(slot, self.rows, self.codes)) for slot in self.schema)
+        return tuple(_offsets(slot, self.rows, self.codes) for slot in self.schema)
 
     @functools.cached_property
     def bits(self) -> np.ndarray:
@@ -64,7 +65,7 @@ class Message:
 
     @functools.cached_property
     def nbytes(self) -> np.ndarray:
-        """The bytes of each row, int64 of shape (rows,): the length of what `pack` makes of it."""
+        """The bytes of each row, int64 of shape (rows,): the length of what `pack` makes of it, or that came."""
         return (self.bits + 7) >> 3
 
     def at(self, low: int, high: int) -> Message:
@@ -78,10 +79,11 @@ class Message:
 
     def pack(self) -> np.ndarray:
         """The bytes of all rows one after another, uint8 of shape (nbytes.sum(),)."""
-        ends = np.cumsum(self.nbytes)
+        sizes = (self.bits + 7) >> 3
+        ends = np.cumsum(sizes)
         total = int(ends[-1]) if self.rows else 0
         buffer = bits.zeros(total)
-        cursor = 8 * (ends - self.nbytes)
+        cursor = 8 * (ends - sizes)
         for slot, codes, offsets in zip(self.schema, self.codes, self.offsets, strict=True):
             slot.coding.write(_patterns(codes), offsets, buffer, cursor)
         return buffer[:total]
@@ -94,7 +96,7 @@ class Message:
         """
         rows = len(lengths)
         wrong = (lengths < 0) | (lengths > len(buffer))  # each by itself: a sum of huge ones may come out right
-        if np.any(wrong):
+        if wrong.any():
             raise Malformed(f"row {np.argmax(wrong)} of {lengths[wrong][0]} bytes in a buffer of {len(buffer)}")
         lengths = lengths.astype(np.int64)
         if lengths.sum() != len(buffer):
@@ -104,12 +106,14 @@ class Message:
         codes: list[Tensor] = []
         for place, slot in enumerate(schema):
             try:
-                raw = slot.coding.read(_offsets(_counts(slot, rows, codes)), data, cursor, ends)
+                raw = slot.coding.read(_offsets(slot, rows, codes), data, cursor, ends)
             except Malformed as error:
                 raise Malformed(f"field {place}, {slot.coding}: {error}") from None
             codes.append(_as_dtype(raw, slot.dtype))
         _refuse_rest(buffer, ends, ends - cursor)
-        return Message(schema, tuple(codes), rows)
+        message = Message(schema, tuple(codes), rows)
+        vars(message)["nbytes"] = lengths  # known, so that nobody measures the codes for it
+        return message
 
 
 def fixed_lengths(schema: Schema, rows: int) -> np.ndarray | None:
@@ -118,7 +122,7 @@ def fixed_lengths(schema: Schema, rows: int) -> np.ndarray | None:
     for slot in schema:
         if isinstance(slot.count, CountIn):
             return None
-        part = slot.coding.fixed(_counts(slot, rows, ()))
+        part = slot.coding.fixed(np.asarray(slot.count))
         if part is None:
             return None
         total += part
@@ -127,30 +131,31 @@ def fixed_lengths(schema: Schema, rows: int) -> np.ndarray | None:
 
 def _refuse_rest(buffer: np.ndarray, ends: np.ndarray, slack: np.ndarray) -> None:
     """Raises Malformed where the bits behind the last field of a row are more than 7, or not zero."""
-    if np.any(slack > 7):
+    if (slack > 7).any():
         row = int(np.argmax(slack > 7))
         raise Malformed(f"row {row} is {slack[row] >> 3} bytes longer than its fields")
-    rows = np.flatnonzero(slack)
+    rows = slack.nonzero()[0]
     dirty = buffer[(ends[rows] >> 3) - 1] >> (8 - slack[rows]).astype(np.uint8)
-    if np.any(dirty):
+    if dirty.any():
         raise Malformed(f"the padding of row {rows[np.argmax(dirty > 0)]} is not zero")
 
 
-def _counts(slot: Slot, rows: int, codes: tuple[Tensor, ...] | list[Tensor]) -> np.ndarray:
-    if isinstance(slot.count, CountIn):
-        counts = codes[slot.count.slot].numpy().astype(np.int64)
-        wrong = (counts < 0) | (counts > slot.count.most)
-        if np.any(wrong):
-            row, said = int(np.argmax(wrong)), f"which field {slot.count.slot} says"
-            raise Malformed(f"the count {counts[row]} of row {row}, {said}, is not in 0..{slot.count.most}")
-        return counts
-    return slot.count if isinstance(slot.count, np.ndarray) else np.full(rows, slot.count, dtype=np.int64)
+def _offsets(slot: Slot, rows: int, codes: Sequence[Tensor]) -> np.ndarray:
+    """Where the codes of each row begin and end, int64 of shape (rows + 1,)."""
+    if isinstance(slot.count, int):
+        return np.arange(rows + 1, dtype=np.int64) * slot.count
+    counts = slot.count if isinstance(slot.count, np.ndarray) else _said(slot.count, codes)
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
+def _said(number: CountIn, codes: Sequence[Tensor]) -> np.ndarray:
+    """The numbers that the messages say. Raises Malformed where they cannot be right."""
+    counts = codes[number.slot].numpy().astype(np.int64)
+    wrong = (counts < 0) | (counts > number.most)
+    if wrong.any():
+        row, said = int(np.argmax(wrong)), f"which field {number.slot} says"
+        raise Malformed(f"the count {counts[row]} of row {row}, {said}, is not in 0..{number.most}")
+    return counts
 
 
 def _patterns(codes: Tensor) -> np.ndarray:

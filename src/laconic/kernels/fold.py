@@ -166,12 +166,23 @@ def _in_one_pass(kernel: Callable[..., None], pairs: Sequence[Pair], scale: floa
     if not _fast(v) or any(values.dtype != v.dtype for _, values in pairs):
         return False
     arrays = [(_numpy(where), _numpy(values)) for where, values in pairs]
-    if any(len(where) and not (0 <= where[0] and where[-1] < d and (np.diff(where) > 0).all()) for where, _ in arrays):
+    if not all(_ascends(where, d) for where, _ in arrays):
         return False
     ends = np.cumsum([0, *(len(where) for where, _ in arrays)])
     indices, values = (np.concatenate([pair[side] for pair in arrays]) for side in (0, 1))
     over_spans(kernel, 1, d, indices, values, ends, values.dtype.type(scale), _numpy(v), _numpy(other))
     return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _ascends(where, d):
+    """Whether these are positions in 0..d-1, each after the one before."""
+    before = -1
+    for j in range(len(where)):
+        if where[j] <= before:
+            return False
+        before = where[j]
+    return before < d
 
 
 @numba.njit(inline="always")

@@ -115,7 +115,7 @@ def _get_pieces(low, high, starts, positions, width, words, out):
 
 def _pieces(offsets: np.ndarray, cursor: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the codes of each piece begin (and the last ones end), and the bit positions where they are written."""
-    counts = np.diff(offsets)
+    counts = offsets[1:] - offsets[:-1]
     if not len(counts) or counts.max() <= SPAN:
         return offsets, cursor
     spans = np.maximum(1, -(-counts // SPAN))
@@ -131,8 +131,8 @@ def put_fixed(codes: np.ndarray, offsets: np.ndarray, width: int, buffer: np.nda
     tails = np.empty(len(positions), dtype=np.uint8)
     words = buffer.view(np.uint64)
     over_rows(_put_pieces, len(tails), len(codes), codes, starts, positions, width, buffer, words, tails)
-    _put_tails(tails, positions + width * np.diff(starts), buffer)
-    cursor += width * np.diff(offsets)
+    _put_tails(tails, positions + width * (starts[1:] - starts[:-1]), buffer)
+    cursor += width * (offsets[1:] - offsets[:-1])
 
 
 def get_fixed(offsets: np.ndarray, width: int, buffer: np.ndarray, cursor: np.ndarray, out: np.ndarray) -> None:
@@ -142,4 +142,4 @@ def get_fixed(offsets: np.ndarray, width: int, buffer: np.ndarray, cursor: np.nd
     """
     starts, positions = _pieces(offsets, cursor, width)
     over_rows(_get_pieces, len(positions), len(out), starts, positions, width, buffer.view(np.uint64), out)
-    cursor += width * np.diff(offsets)
+    cursor += width * (offsets[1:] - offsets[:-1])

@@ -55,7 +55,7 @@ class Bits(Coding):
 
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
         short = offsets[1:] - offsets[:-1] > (ends - cursor) // self.width
-        if np.any(short):
+        if short.any():
             raise Malformed(f"row {np.argmax(short)} is cut short")
         size = next(size for size in (1, 2, 4, 8) if self.width <= 8 * size)
         out = np.empty(int(offsets[-1]), dtype=f"u{size}")
@@ -81,7 +81,7 @@ class Subset(Coding):
     def read(self, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray, ends: np.ndarray) -> np.ndarray:
         counts = offsets[1:] - offsets[:-1]
         short = (counts != self.size) & (counts > ends - cursor)  # in either form an index is at least a bit
-        if np.any(short):
+        if short.any():
             row = int(np.argmax(short))
         else:
             out = np.empty(int(offsets[-1]), dtype=np.int64)

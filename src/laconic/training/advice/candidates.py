@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from laconic.core.mechanism import Mechanism
 from laconic.training.advice.compute import Bucket
-from laconic.training.advice.cost import Averaged, Candidate, TorchHook
+from laconic.training.advice.cost import Averaged, Candidate, InOneBucket, TorchHook
 from laconic.training.advice.loopback import Loopback
 from laconic.training.advice.predict import EveryFew, Journey, Order
 from laconic.training.needs import refuse
@@ -55,7 +55,8 @@ def _power(name: str) -> Candidate:
     def state(group: dist.ProcessGroup) -> PowerSGDState:
         return PowerSGDState(group, matrix_approximation_rank=rank, start_powerSGD_iter=2)
 
-    return TorchHook(name, powerSGD_hook, state)
+    # with several buckets over Gloo its processes issue different collectives, and abort: see `laconic train`
+    return InOneBucket(TorchHook(name, powerSGD_hook, state))
 
 
 def _local(name: str) -> Candidate:

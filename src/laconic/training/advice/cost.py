@@ -17,7 +17,7 @@ from torch.futures import Future
 from laconic.runtime.process_group import ProcessGroup
 from laconic.training.advice.compute import Bucket
 from laconic.training.advice.loopback import Call, Loopback
-from laconic.training.advice.predict import Conducted, Flight, Hooked, Journey, Order
+from laconic.training.advice.predict import AtTheEnd, Conducted, Flight, Hooked, Journey, Order
 from laconic.training.averager import Averager
 from laconic.training.policy import Policy
 
@@ -191,3 +191,22 @@ class TorchHook(Candidate):
             return log.journey(end, sum(call.transfer.nbytes for call in calls))
 
         return _medians(lambda _: [one(bucket, place) for place, bucket in enumerate(buckets)])
+
+
+@dataclass(frozen=True)
+class InOneBucket(Candidate):
+    """A hook that gets all gradients at once, after the backward pass."""
+
+    hook: TorchHook
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.hook.name
+
+    @property
+    def order(self) -> Order:  # type: ignore[override]
+        return AtTheEnd()
+
+    def journeys(self, buckets: Sequence[Bucket], nobody: Loopback) -> list[Journey]:
+        together = {name: gradient for bucket in buckets for name, gradient in bucket.gradients.items()}
+        return self.hook.journeys([Bucket(together)], nobody)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,15 +22,16 @@ SMALLEST, GROWTH, LARGEST = 1 << 10, 4, 1 << 24  # bytes of the sweep
 LONGEST = 1.0  # seconds that a transfer may take; the next size is left out where it would take more
 PATIENCE = 0.3  # seconds for the repetitions of one size
 REPETITIONS = 9
-PATIENT_SWEEPS = 3  # where noise hides how times grow with sizes
+PATIENT_SWEEPS = 4  # where noise hides how times grow with sizes
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A transfer that took some seconds."""
+    """A transfer that took some seconds, and in them some of the processor's, of all threads of a process."""
 
     transfer: Transfer
     seconds: float
+    processor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Link:
     bandwidth : bytes per second, beta.
     error : the median relative distance of the measured all-reduces from the line.
     curves : by the name of the transfer.
+    load : how much of one core the transport of a process makes use of while it carries something long.
 
     >>> Link(world=2, latency=0.001, bandwidth=1e6).seconds([AllReduce(1_000_000)])
     1.002
@@ -77,6 +80,7 @@ class Link:
     bandwidth: float
     error: float = 0.0
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    load: float = 0.0
 
     def seconds(self, transfers: Iterable[Transfer]) -> float:
         """Of transfers one after the other; none where there is only one process."""
@@ -141,7 +145,8 @@ class Link:
         if not slope > 0.0:
             raise ValueError("Link.fit : longer transfers took no more time than short ones, so there is no bandwidth")
         error = np.abs(matrix @ np.array([latency, slope]) / medians - 1.0)
-        return Link(world, float(latency), float(1.0 / slope), float(np.median(error)), _curves(taken, world))
+        curves = _curves(taken, world)
+        return Link(world, float(latency), float(1.0 / slope), float(np.median(error)), curves, _load(samples))
 
     @staticmethod
     def measure(group: dist.ProcessGroup | None = None, largest: int = LARGEST) -> Link:
@@ -149,6 +154,8 @@ class Link:
 
         Of each transfer the time of the slowest process counts. Sizes grow fourfold up to `largest` bytes, or until
         the next transfer would take more than a second; the sweep takes some 6 s at 10 Mbit/s and less on fast links.
+        Where processors are so busy that the medians do not grow with the size, it is repeated, and in the end the
+        shortest transfer of each size counts.
 
         Raises
         ------
@@ -161,9 +168,25 @@ class Link:
         for _ in range(PATIENT_SWEEPS):
             samples += _sweep(group, AllReduce, _all_reduce, largest)
             samples += _sweep(group, AllGather, _all_gather, largest)
-            with contextlib.suppress(ValueError):  # on busy processors: medians of more transfers are better
+            with contextlib.suppress(ValueError):
                 return Link.fit(samples, world)
-        return Link.fit(samples, world)
+        return Link.fit(shortest(samples), world)
+
+
+def shortest(samples: Iterable[Sample]) -> list[Sample]:
+    """Of each transfer the one that took the least time."""
+    best: dict[Transfer, Sample] = {}
+    for sample in samples:
+        if sample.transfer not in best or sample.seconds < best[sample.transfer].seconds:
+            best[sample.transfer] = sample
+    return list(best.values())
+
+
+def _load(samples: Sequence[Sample]) -> float:
+    """Of the longest transfers of those that the line is fitted to: short ones are mostly latency."""
+    longest = max((sample.transfer for sample in samples), key=lambda one: (isinstance(one, AllReduce), one.nbytes))
+    alike = [sample for sample in samples if sample.transfer == longest]
+    return min(1.0, sum(one.processor for one in alike) / sum(one.seconds for one in alike))
 
 
 def _curves(taken: Mapping[Transfer, float], world: int) -> dict[str, Curve]:
@@ -194,28 +217,30 @@ def _sweep(
     prepare: Callable[[dist.ProcessGroup | None, int], Callable[[], object]],
     largest: int,
 ) -> list[Sample]:
-    samples, nbytes = [], SMALLEST
+    samples: list[Sample] = []
+    nbytes = SMALLEST
     prepare(group, SMALLEST)()  # the first one makes connections
     while nbytes <= largest:
         transfer = prepare(group, nbytes)
-        (first,) = _timed(group, transfer, 1)
+        taken = _timed(group, transfer, 1)
         # what follows is decided by numbers that all processes share
-        again = int(min(max(PATIENCE / max(first, 1e-9), 1.0), REPETITIONS - 1))
-        times = [first, *_timed(group, transfer, again)]
-        samples += [Sample(kind(nbytes), seconds) for seconds in times]
-        if GROWTH * min(times) > LONGEST:
+        taken += _timed(group, transfer, int(min(max(PATIENCE / max(taken[0][0], 1e-9), 1.0), REPETITIONS - 1)))
+        samples += [Sample(kind(nbytes), seconds, processor) for seconds, processor in taken]
+        if GROWTH * min(seconds for seconds, _ in taken) > LONGEST:
             break
         nbytes *= GROWTH
     return samples
 
 
-def _timed(group: dist.ProcessGroup | None, transfer: Callable[[], object], count: int) -> list[float]:
-    """Seconds of transfers one after the other, each that of the slowest process."""
-    marks = [time.perf_counter()]
+def _timed(group: dist.ProcessGroup | None, transfer: Callable[[], object], count: int) -> list[tuple[float, float]]:
+    """Seconds of transfers one after the other, and of the processor: those of the slowest, of the busiest process."""
+    marks = [(time.perf_counter(), time.process_time())]
     for _ in range(count):
         transfer()
-        marks.append(time.perf_counter())
-    return slowest([b - a for a, b in zip(marks, marks[1:], strict=False)], group)
+        marks.append((time.perf_counter(), time.process_time()))
+    pairs = list(itertools.pairwise(marks))
+    seconds, processor = ([b[side] - a[side] for a, b in pairs] for side in (0, 1))
+    return list(zip(slowest(seconds, group), slowest(processor, group), strict=True))
 
 
 def slowest(seconds: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:

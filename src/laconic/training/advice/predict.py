@@ -4,8 +4,8 @@ A step is a forward pass, a backward pass in which buckets of gradients become r
 over the wire, and an optimizer's step. A bucket makes flights: some work of the processor, then transfers, and when
 they have landed the next flight; work after the last one ends it. The wire carries one transfer after the other, in the
 order in which they are sent. Threads that work at the same time each get their full speed while the cores suffice, and
-else an equal part for each core they want. Nobody waits but for a bucket or a transfer. Not modelled: processors of
-different speed, what the transport itself takes of the processor, and noise.
+else an equal part for each core they want; while the wire is busy, they are slower by what the transport was measured
+to take. Nobody waits but for a bucket or a transfer. Not modelled: processors of different speed, and noise.
 """
 
 from __future__ import annotations
@@ -92,13 +92,26 @@ class Host:
     cores: float
     threads: int = 1
 
-    def speed(self, wanted: Sequence[int]) -> float:
-        """Of work that wants the first of these numbers of cores, compared with being alone, while all of them run.
+    def speed(self, wanted: Sequence[int], taken: float = 0.0) -> float:
+        """Of work that wants the first of these numbers of cores, compared with being alone, while all of them run and
+        the transport takes `taken` cores.
 
         >>> Host(cores=1.0).speed([1, 1]), Host(cores=2.0).speed([1, 1]), Host(cores=2.0).speed([1])
         (0.5, 1.0, 1.0)
+        >>> Host(cores=1.0).speed([1], taken=0.25), Host(cores=2.0).speed([1], taken=0.25)
+        (0.75, 1.0)
         """
-        return min(1.0, self.cores / sum(wanted)) / min(1.0, self.cores / wanted[0])
+        return min(1.0, (self.cores - taken) / sum(wanted)) / min(1.0, self.cores / wanted[0])
+
+    def transport(self, load: float, wanted: int) -> float:
+        """Cores that the transport gets, which makes use of `load`, beside work that wants so many: what that leaves,
+        and no less than a thread's equal part.
+
+        >>> host = Host(cores=1.0)
+        >>> host.transport(0.25, 1), host.transport(0.9, 1), host.transport(0.9, 0), Host(cores=2.0).transport(0.9, 1)
+        (0.25, 0.5, 0.9, 0.9)
+        """
+        return min(load, max(self.cores - wanted, self.cores / (wanted + 1)))
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Prediction:
     Attributes
     ----------
     compute : forward, backward and optimizer, as without communication.
-    codec : by how much the work on messages makes the step longer.
+    codec : by how much the work on messages, and that of the transport, makes the step longer.
     exposed : while nothing but the wire is at work.
     hidden : of the wire, behind other work.
     nbytes : of the messages of one process.
@@ -130,9 +143,9 @@ class Prediction:
 
 @dataclass
 class _Event:
-    """Something that happens at a time, which may not be known yet."""
+    """Something that has happened or is still to come."""
 
-    time: float = math.inf
+    happened: bool = False
 
 
 _Thread = Generator["float | _Event", None, None]  # yields seconds to work for, or an event to wait for
@@ -153,50 +166,69 @@ class _Room:
     host: Host
     now: float = 0.0
     idle: float = 0.0
-    free: float = 0.0  # when the wire will be
     busy: float = 0.0  # seconds of the wire
+    wire: deque[tuple[float, _Event]] = field(default_factory=deque)  # what is on its way, with seconds that are left
     actors: list[_Actor] = field(default_factory=list)
 
     def send(self, transfers: Sequence[Transfer]) -> _Event:
         """Puts transfers behind all that were sent before; gives their landing."""
-        seconds = self.link.seconds(transfers)
-        self.free = max(self.free, self.now) + seconds
-        self.busy += seconds
-        return _Event(self.free)
+        landing = _Event()
+        self.wire.append((self.link.seconds(transfers), landing))
+        return landing
 
     def enter(self, thread: _Thread, cores: int = 1) -> None:
         self.actors.append(_Actor(thread, cores))
 
     def run(self) -> None:
-        """Until all threads have ended."""
+        """Until all threads have ended and everything has landed."""
         while True:
             while any([self._resumed(actor) for actor in self.actors]):
                 pass
-            live = [actor for actor in self.actors if actor.wants is not None]
-            if not live:
+            working = [actor for actor in self.actors if isinstance(actor.wants, float)]
+            if not working and not self.wire:
+                assert all(actor.wants is None for actor in self.actors), "every thread waits for another"
                 return
-            working = [actor for actor in live if isinstance(actor.wants, float)]
+            wanted = [actor.cores for actor in working]
+            taken = self.host.transport(self.link.load, sum(wanted)) if self.wire else 0.0
             rates = [
-                self.host.speed([actor.cores, *(other.cores for other in working if other is not actor)])
-                for actor in working
+                self.host.speed([one, *wanted[:place], *wanted[place + 1 :]], taken) for place, one in enumerate(wanted)
             ]
-            ends = [float(actor.wants) / rate for actor, rate in zip(working, rates, strict=True)]  # type: ignore[arg-type]
-            waits = [actor.wants.time - self.now for actor in live if isinstance(actor.wants, _Event)]
-            passed = min([*ends, *waits])
-            assert math.isfinite(passed), "every thread waits for another"
+            ends = [_over(float(actor.wants), rate) for actor, rate in zip(working, rates, strict=True)]  # type: ignore[arg-type]
+            carried = taken / self.link.load if self.link.load else 1.0
+            passed: float = min([*ends, *(_over(seconds, carried) for seconds, _ in list(self.wire)[:1])])
             for actor, rate, end in zip(working, rates, ends, strict=True):
-                # an equal end, up to rounding, is an end: else a sliver of work would be left
-                actor.wants = 0.0 if end <= passed * (1.0 + 1e-12) else float(actor.wants) - passed * rate  # type: ignore[arg-type]
+                actor.wants = _left(float(actor.wants), rate, end, passed)  # type: ignore[arg-type]
+            if self.wire:
+                self._carry(carried, passed)
+                self.busy += passed
             self.idle += 0.0 if working else passed
             self.now += passed
 
+    def _carry(self, rate: float, passed: float) -> None:
+        seconds, landing = self.wire.popleft()
+        left = _left(seconds, rate, _over(seconds, rate), passed)
+        if left > 0.0:
+            self.wire.appendleft((left, landing))
+        else:
+            landing.happened = True
+
     def _resumed(self, actor: _Actor) -> bool:
         """Lets a thread go on that has done its work, or whose event has come; whether there was one."""
-        if actor.wants is None or (actor.wants.time > self.now if isinstance(actor.wants, _Event) else actor.wants > 0):
+        if actor.wants is None or (not actor.wants.happened if isinstance(actor.wants, _Event) else actor.wants > 0):
             return False
         wants = next(actor.thread, None)
         actor.wants = wants if wants is None or isinstance(wants, _Event) else float(wants)
         return True
+
+
+def _over(seconds: float, rate: float) -> float:
+    """How long work takes at a rate."""
+    return seconds / rate if seconds else 0.0
+
+
+def _left(seconds: float, rate: float, end: float, passed: float) -> float:
+    """What is left of work. An equal end, up to rounding, is an end: else a sliver would be left."""
+    return 0.0 if end <= passed * (1.0 + 1e-12) else seconds - passed * rate
 
 
 # ---- orders of a step ----------------------------------------------------------------------------------------------
@@ -267,7 +299,7 @@ def _passes(room: _Room, compute: Compute, ready: Sequence[_Event]) -> _Thread:
     before = 0.0
     for moment, event in zip(compute.ready, ready, strict=True):
         yield moment - before
-        before, event.time = moment, room.now
+        before, event.happened = moment, True
     yield compute.backward - before
 
 
@@ -277,35 +309,41 @@ class Hooked(Overlapped):
     follows by the transport's threads, for each bucket when its transfer has landed."""
 
     def enter(self, room: _Room, compute: Compute, journeys: Sequence[Journey]) -> None:
-        sent = [_Event() for _ in journeys]
-        landings: list[_Event] = [_Event() for _ in journeys]
-        room.enter(self._passes(room, compute, journeys, sent, landings), room.host.threads)
-        for journey, event, landing in zip(journeys, sent, landings, strict=True):
+        sent: list[tuple[_Event, list[_Event]]] = [(_Event(), []) for _ in journeys]
+        room.enter(self._passes(room, compute, journeys, sent), room.host.threads)
+        for journey, (event, landing) in zip(journeys, sent, strict=True):
             room.enter(self._goes_on(room, journey, event, landing))
 
     @staticmethod
     def _passes(
-        room: _Room, compute: Compute, journeys: Sequence[Journey], sent: Sequence[_Event], landings: Sequence[_Event]
+        room: _Room, compute: Compute, journeys: Sequence[Journey], sent: Sequence[tuple[_Event, list[_Event]]]
     ) -> _Thread:
         before = 0.0
-        for moment, journey, event, landing in zip(compute.ready, journeys, sent, landings, strict=True):
+        for moment, journey, (event, landing) in zip(compute.ready, journeys, sent, strict=True):
             yield moment - before
             before = moment
             if journey.flights:
                 yield journey.flights[0].work
-                landing.time = room.send(journey.flights[0].transfers).time
-            event.time = room.now
+                landing.append(room.send(journey.flights[0].transfers))
+            event.happened = True
         yield compute.backward - before
 
     @staticmethod
-    def _goes_on(room: _Room, journey: Journey, sent: _Event, landing: _Event) -> _Thread:
+    def _goes_on(room: _Room, journey: Journey, sent: _Event, landing: Sequence[_Event]) -> _Thread:
         yield sent
-        if journey.flights:
-            yield landing
+        yield from landing
         for flight in journey.flights[1:]:
             yield flight.work
             yield room.send(flight.transfers)
         yield journey.last
+
+
+@dataclass(frozen=True)
+class AtTheEnd(Order):
+    """All gradients in one bucket, ready when the last of them is: nothing is hidden behind the backward pass."""
+
+    def predict(self, compute: Compute, journeys: Sequence[Journey], link: Link, host: Host) -> Prediction:
+        return Hooked().predict(replace(compute, ready=compute.ready[-1:]), journeys, link, host)
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,12 @@ class Advice:
         """What was measured, in a line."""
         if self.link is None or self.host is None or self.compute is None:
             return ALONE
+        buckets, link = len(self.compute.ready), self.link
         return (
-            f"{self.world} processes, {self.host.cores:g} cores each; link {self.link.rate}, latency "
-            f"{_span(self.link.latency)} (fit within {100.0 * self.link.error:.0f}%); a step computes for "
-            f"{_span(self.compute.seconds)}, {len(self.compute.ready)} bucket{'s' * (len(self.compute.ready) > 1)}"
+            f"{self.world} processes, {self.host.cores:g} cores each; link {link.rate}, latency "
+            f"{_span(link.latency)} (fit within {100.0 * link.error:.0f}%), {100.0 * link.load:.0f}% of a core while "
+            f"it carries; a step computes for {_span(self.compute.seconds)}, {buckets} bucket"
+            f"{'s' * (buckets > 1)}"
         )
 
     @property
@@ -116,6 +118,7 @@ class Advice:
             "world": self.world,
             "link": None if self.link is None else {
                 "latency": self.link.latency, "bandwidth": self.link.bandwidth, "error": self.link.error,
+                "load": self.link.load,
                 "curves": {name: asdict(curve) for name, curve in self.link.curves.items()},
             },
             "host": None if self.host is None else asdict(self.host),
