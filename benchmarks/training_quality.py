@@ -18,7 +18,7 @@ from typing import Any
 from _training import Job, Record, Store, Study, Train, main
 from _training_page import Curve, Page, Panel, Spread, Verdict, at, mark_of, numbers, spread, table
 
-HEAD_START = 2  # candidates whose whole grid of learning rates is run before seeds are
+HEAD_START = 2  # candidates whose whole grid of learning rates is run
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ class Selection:
         return None if rate is None else self.found(method, rate)
 
     def bytes(self, method: Method) -> float | None:
-        """Per settled step and process."""
+        """Per settled step and process: the most of all learning rates, for entropy-coded sizes depend on values."""
         records = (self.store.find(self.job(method, lr)) for lr in self.form.rates)
-        return next((settled_bytes(one) for one in records if one is not None and not one["diverged"]), None)
+        return max((settled_bytes(one) for one in records if one is not None and not one["diverged"]), default=None)
 
     def complete(self, method: Method) -> bool:
         """Whether all learning rates were run."""
@@ -197,9 +197,6 @@ class Quality(Study):
         chosen = selection.chosen
         for method in (POWER, DENSE) if chosen is None else (chosen, POWER, DENSE):
             yield from self.finals(selection, method)
-        for method in form.candidates:
-            if method not in leading:
-                yield from (selection.job(method, lr) for lr in others)
 
     # ---- what is found ----------------------------------------------------------------------------------------
 
@@ -248,9 +245,10 @@ class Quality(Study):
     def _remark(self, selection: Selection, ours: Method | None) -> str:
         if ours is None:
             return "Nothing is chosen yet: no candidate within PowerSGD's bytes has all its learning rates."
-        left = [one.name for one in selection.ranking if not selection.complete(one)]
-        more = f" Learning rates are still to be tried of {', '.join(left)}." if left else ""
-        return f"Chosen: `{ours.name}` at learning rate {selection.rate(ours):g}.{more}"
+        return (
+            f"Chosen: `{ours.name}` at learning rate {selection.rate(ours):g}, the best of those with all learning "
+            f"rates. All were tried of the {HEAD_START} that lead, and of some others."
+        )
 
     def _results(self, found: Mapping[str, Sequence[Record]]) -> str:
         budget = least_bytes(found)

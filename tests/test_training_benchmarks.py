@@ -175,7 +175,7 @@ def test_quality_chooses_by_held_out_images_within_powersgds_bytes_and_judges_by
     methods = 2 + len(quality.CANDIDATES)
     assert all(name.startswith("select") and "lr=0.2" in name for name in made[:methods])
     first = next(place for place, name in enumerate(made) if name.startswith("final"))
-    assert first < len(made) - 9 and len(made) == methods * 4 + 3 * 3  # seeds before the last candidates' other rates
+    assert first == methods + 3 * (quality.HEAD_START + 2) == len(made) - 3 * 3  # other rates of few, three seeds
     selection = quality.Selection(study.form, store)
     ours = selection.chosen
     assert ours is not None and ours.name.startswith("ef14(topk(k=0.06)")  # LocalSGD is better, and too large
