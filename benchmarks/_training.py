@@ -7,11 +7,13 @@ a finished one leaves a line in OUT/runs.jsonl and is never run again, so a grid
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Record = Mapping[str, Any]  # a line of runs.jsonl
 HERE = Path(__file__).resolve().parent
@@ -195,10 +197,7 @@ class Workshop:
         environment = {name: value for name, value in os.environ.items() if name != "LACONIC_DATA"}
         start, log = time.time(), folder / "log.txt"
         with log.open("wb") as output, (folder / "stdout.txt").open("wb") as said:
-            command = job.program.command(folder, self.data_dir)
-            code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=output, env=environment
-            ).returncode
+            code = run(job.program.command(folder, self.data_dir), said, output, environment)
         line = {"key": job.key, "name": job.name, "wall": round(time.time() - start, 1), "diverged": False,
                 "load": round(os.getloadavg()[0], 1), "processor": processor()}  # fmt: skip
         if code == 0:
@@ -207,6 +206,19 @@ class Workshop:
         if DIVERGED in text:
             return {**line, "diverged": True, "smoke": False}
         raise Failed(f"{job.key} ended with {code}:\n" + "\n".join(text.splitlines()[-TAIL:]))
+
+
+def run(command: Sequence[str], said: IO[bytes], output: IO[bytes], environment: Mapping[str, str]) -> int:
+    """The exit status of a command. What it has started ends with it, and with this process."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=said, stderr=output, env=environment, start_new_session=True
+    )
+    try:
+        return process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
 
 def processor() -> str:
@@ -322,4 +334,8 @@ def main(smoke: Study, usual: Study, full: Study | None = None, arguments: Seque
     if given.report:
         bench.report()
         return 0
-    return bench.run()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the run in hand ends too
+    try:
+        return bench.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +119,46 @@ def test_a_run_that_fails_is_not_kept_and_one_that_diverges_is(
     assert capsys.readouterr().err.count("ended with 1") == running.TRIES
     (line,) = running.lines_of(tmp_path / "runs.jsonl")
     assert line["diverged"] and line["key"].startswith("the loss of rank 0")
+
+
+def test_a_study_that_is_ended_ends_the_run_in_hand(tmp_path: Path) -> None:
+    """And what that has started: a process of its own, which says its number and sleeps."""
+    script = """
+import sys
+from pathlib import Path
+import _training as running
+
+class Sleeps(running.Program):
+    text = "sleeps"
+    def command(self, folder, data_dir):
+        inner = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(600)"
+        return [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"]
+    def read(self, folder):
+        return {}
+
+class One(running.Study):
+    name, summary = "one", ""
+    def jobs(self, store):
+        return [running.Job("sleeps", Sleeps(), 1.0)]
+    def report(self, store, out):
+        pass
+
+running.main(One(), One(), arguments=["--out", sys.argv[1], "--work", sys.argv[1]])
+"""
+    path = os.pathsep.join([str(Path(running.__file__).parent), *sys.path])
+    study = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": path})
+    until(lambda: any(log.read_text().strip().isdecimal() for log in tmp_path.glob("*/log.txt")))
+    sleeper = int(next(tmp_path.glob("*/log.txt")).read_text())
+    study.terminate()
+    assert study.wait(30) == 128 + signal.SIGTERM
+    until(lambda: not Path(f"/proc/{sleeper}").exists())
+
+
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
 
 
 def test_a_smoke_form_makes_what_is_missing_marks_it_and_makes_nothing_twice(
