@@ -24,7 +24,6 @@ DENSE = Row("dense", {"baseline": "dense"})
 OURS = (
     Row("DiLoCo every 16 steps, direct(int8)", {"local": "diloco", "sync_every": 16, "mechanism": "direct(int8)"}),
     Row("ef14(topk(k=0.035) | natural)", {"mechanism": "ef14(topk(k=0.035) | natural)"}),
-    Row("powersgd(rank=1)", {"mechanism": "powersgd(rank=1)"}),
 )
 USUAL = Grid(
     "text", "gpt2", {"size": "nano", "epochs": 2, "evaluate_every": 239, "bf16": True}, (DENSE, *OURS), (3e-3, 6e-3),

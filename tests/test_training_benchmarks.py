@@ -341,8 +341,8 @@ def test_language_chooses_within_a_fiftieth_and_runs_dense_on_the_same_bytes(tmp
     study, store = language.Language(grid), running.Store(tmp_path)
 
     def record(job: running.Job) -> dict[str, Any]:
-        sizes = {"dense": 1000.0, "ef14": 19.0, "diloco": 25.0, "powersgd": 10.0}
-        losses = {"within our bytes": 6.0, "dense": 5.0, "ef14": 5.05, "DiLoCo": 4.9, "powersgd": 5.3}
+        sizes = {"dense": 1000.0, "ef14": 19.0, "diloco": 25.0}
+        losses = {"within our bytes": 6.0, "dense": 5.0, "ef14": 5.05, "DiLoCo": 4.9}
         loss = next(value for name, value in losses.items() if name in job.name)
         facts = {"bigram_validation_loss": 5.5, "text": "a text"}
         return planted(job, {"validation_loss": loss}, part(sizes, job), "evaluations", facts=facts)
