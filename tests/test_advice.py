@@ -244,12 +244,23 @@ def test_no_step_is_faster_than_its_parts_and_none_is_slower_on_a_faster_wire(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 5 * MB), min_size=3, max_size=3), st.lists(st.floats(1e5, 1e9), min_size=2, max_size=2))
-def test_a_dense_step_falls_with_the_rate(sizes: list[int], rates: list[float]) -> None:
+@given(
+    st.lists(st.integers(0, 5 * MB), min_size=3, max_size=3), st.lists(st.floats(1e5, 1e9), min_size=2, max_size=2),
+    st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2),
+)  # fmt: skip
+def test_a_dense_step_falls_with_the_rate_and_rises_with_the_load(
+    sizes: list[int], rates: list[float], loads: list[float]
+) -> None:
     journeys = [Journey((Flight(0.0, (AllReduce(size),)),), 0.0, size) for size in sizes]
     compute = Compute(0.5, 2.0, 0.25, (0.5, 1.0, 2.0))
-    slow, fast = (Hooked().predict(compute, journeys, Link(4, 1e-4, rate), SHARED).seconds for rate in sorted(rates))
-    assert fast <= slow
+
+    def step(rate: float, load: float) -> float:
+        return Hooked().predict(compute, journeys, Link(4, 1e-4, rate, load=load), SHARED).seconds
+
+    slow, fast = sorted(rates)
+    light, heavy = sorted(loads)
+    assert step(fast, light) <= step(slow, light) + 1e-9
+    assert step(fast, light) <= step(fast, heavy) + 1e-9
 
 
 def test_nonsense_is_refused() -> None:
