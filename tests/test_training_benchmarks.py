@@ -341,8 +341,8 @@ def test_language_chooses_within_a_fiftieth_and_runs_dense_on_the_same_bytes(tmp
     study, store = language.Language(grid), running.Store(tmp_path)
 
     def record(job: running.Job) -> dict[str, Any]:
-        sizes = {"dense": 1000.0, "ef14": 19.0, "diloco": 25.0}
-        losses = {"within our bytes": 6.0, "dense": 5.0, "ef14": 5.05, "DiLoCo": 4.9}
+        sizes = {"dense": 1000.0, "local_sgd": 18.0, "diloco": 25.0, "ef14": 19.0}
+        losses = {"within our bytes": 6.0, "dense": 5.0, "LocalSGD": 5.2, "DiLoCo": 4.9, "ef14": 5.05}
         loss = next(value for name, value in losses.items() if name in job.name)
         facts = {"bigram_validation_loss": 5.5, "text": "a text"}
         return planted(job, {"validation_loss": loss}, part(sizes, job), "evaluations", facts=facts)
@@ -350,6 +350,7 @@ def test_language_chooses_within_a_fiftieth_and_runs_dense_on_the_same_bytes(tmp
     made = answer(store, study, record)
     chosen = study.chosen(store)
     assert chosen is not None and chosen.name.startswith("ef14")  # DiLoCo is better, at 40 times fewer bytes
+    assert len(made) == len(grid.rows) + 2 + 1  # the second learning rate is tried of two
     assert made[-1] == "dense within our bytes" and train_of(list(study.jobs(store))[-1]).options["steps"] == 2
     beaten, near, equal = study.judged(store, 5.5)
     assert beaten.met and near.met and equal.met and "+1.00%" in near.because and "52.6 times" in near.because
