@@ -245,9 +245,11 @@ class Quality(Study):
     def _remark(self, selection: Selection, ours: Method | None) -> str:
         if ours is None:
             return "Nothing is chosen yet: no candidate within PowerSGD's bytes has all its learning rates."
+        left = [one.name for one in selection.ranking[:HEAD_START] if not selection.complete(one)]
+        more = f" Still to be tried at all of them: {', '.join(left)}." if left else ""
         return (
             f"Chosen: `{ours.name}` at learning rate {selection.rate(ours):g}, the best of those with all learning "
-            f"rates. All were tried of the {HEAD_START} that lead, and of some others."
+            f"rates. These are tried of the {HEAD_START} that lead.{more}"
         )
 
     def _results(self, found: Mapping[str, Sequence[Record]]) -> str:
