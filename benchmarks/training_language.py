@@ -27,7 +27,14 @@ OURS = (
         {"local": "local_sgd", "sync_every": 6, "mechanism": "ef14(int4(block=65536))", "small": "direct(int8)"},
     ),
     Row("DiLoCo every 16 steps, direct(int8)", {"local": "diloco", "sync_every": 16, "mechanism": "direct(int8)"}),
-    Row("ef14(topk(k=0.035) | natural)", {"mechanism": "ef14(topk(k=0.035) | natural)"}),
+    Row(
+        "ef14(topk(k=0.05) | int4(block=256)), blocks ef14(int4(block=4096)), small tensors int8",
+        {
+            "mechanism": "ef14(topk(k=0.05) | int4(block=256))",
+            "rule": "*.h.*=ef14(int4(block=4096))",
+            "small": "direct(int8)",
+        },
+    ),
 )
 USUAL = Grid(
     "text", "gpt2", {"size": "nano", "epochs": 2, "evaluate_every": 239, "bf16": True}, (DENSE, *OURS), (3e-3, 6e-3),

@@ -286,6 +286,7 @@ def test_speed_says_ratios_to_the_runs_without_communication_around_a_row_and_wh
     met = ["**met**" in line for line in verdicts]
     assert met == [False, False, True, False, False, False]  # 1.2 / 1.05 is 14% more
     assert verdicts[0].count("+14.3% (median of +14.3, +14.3, +14.3, +14.3)") == 2 and "is in 8 of 8" in verdicts[2]
+    assert "`ef21_sgdm(topk(k=0.01))` +14.3% (median of" in verdicts[1] and "natural" not in verdicts[1]
     assert "dense at 100mbit, mtu 1500" in verdicts[3] and "-73.8%" in verdicts[3]
     block = study.block(store, speed.MAIN, (speed.POWER1,))[0]
     assert block.step == pytest.approx(1.05) and block.claimed == 1_000_000

@@ -69,7 +69,7 @@ def _advice(task: Task, candidates: tuple[str, ...], bucket_mb: float) -> Advice
 
     from laconic.training.advice.advisor import advise as advise_on
     from laconic.training.advice.verdict import Advice
-    from laconic.training.recipes.forecast import ddp_options
+    from laconic.training.recipes.exchange import ddp_options
 
     if dist.get_world_size() == 1:
         return Advice(1, None, None, None, {})

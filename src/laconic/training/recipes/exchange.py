@@ -143,14 +143,18 @@ SYNCHRONISED = next(
 )
 
 
-def parallel(module: nn.Module, bucket_mb: float) -> DistributedDataParallel:
-    """The module in PyTorch's data parallelism.
+def ddp_options(bucket_mb: float) -> dict[str, Any]:
+    """Keywords of `DistributedDataParallel` in a recipe.
 
     Buffers (running statistics of batch normalisation) are not broadcast at every step, which would cost more bytes
     than some mechanisms: each process keeps its own, and evaluations use their mean.
     """
-    options: dict[str, Any] = {"bucket_cap_mb": bucket_mb, SYNCHRONISED: False}
-    return DistributedDataParallel(module, **options)
+    return {"bucket_cap_mb": bucket_mb, SYNCHRONISED: False}
+
+
+def parallel(module: nn.Module, bucket_mb: float) -> DistributedDataParallel:
+    """The module in PyTorch's data parallelism."""
+    return DistributedDataParallel(module, **ddp_options(bucket_mb))
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
 from laconic.training.advice import Bench, Prediction
-from laconic.training.recipes.exchange import SYNCHRONISED, Exchange
+from laconic.training.recipes.exchange import Exchange, ddp_options
 from laconic.training.recipes.tasks import Course, Task
-
-
-def ddp_options(bucket_mb: float) -> dict[str, Any]:
-    """Keywords of `DistributedDataParallel` in a recipe: buffers are not broadcast."""
-    return {SYNCHRONISED: False, "bucket_cap_mb": bucket_mb}
 
 
 def forecast(task: Task, exchange: Exchange, course: Course, module: nn.Module, bucket_mb: float) -> Prediction | str:
