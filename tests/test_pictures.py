@@ -338,6 +338,8 @@ def test_absent_and_broken_pictures_are_refused_in_one_line(tmp_path, monkeypatc
         assert "this is no whole IDX file of bytes" in said(mnist, broken)
     (tmp_path / "0" / "train-images-idx3-ubyte.gz").write_bytes(b"not gzip")
     assert "cannot be read" in said(Autoencoder(data="mnist", workers=3), tmp_path / "0")
+    (tmp_path / "0" / "train-images-idx3-ubyte").write_bytes(b"not packed")  # a plain file comes first
+    assert "this is no whole IDX file of bytes" in said(Autoencoder(data="mnist", workers=3), tmp_path / "0")
     write_mnist(tmp_path / "uneven")
     write_mnist(tmp_path / "more", count=70)
     (tmp_path / "more" / "t10k-labels-idx1-ubyte.gz").replace(tmp_path / "uneven" / "t10k-labels-idx1-ubyte.gz")

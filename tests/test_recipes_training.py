@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
 import json
+import lzma
 import math
 import os
 from pathlib import Path
@@ -19,7 +22,7 @@ import laconic.training.recipes.text as texts
 import worlds
 from laconic.cli import app
 from laconic.training.outputs import read_steps
-from laconic.training.recipes import launch, networks, schedules
+from laconic.training.recipes import images, launch, networks, schedules
 from laconic.training.recipes.baselines import Dense, HalfPrecision, Nothing, TorchPowerSGD, baseline_of, ring_bytes
 from laconic.training.recipes.bigram import bigram_loss, discount
 from laconic.training.recipes.images import augmented, digits, held_out, moved
@@ -136,6 +139,30 @@ def test_augmentation_moves_and_mirrors_and_does_nothing_else() -> None:
     many = augmented(levels[:1].expand(400, -1, -1, -1), generator_at(0))
     seen = {int(image[0, 16, 16]) for image in many}  # column 12 to 20, or mirrored 11 to 19, in rows 12 to 20
     assert seen <= {1 + 32 * row + column for row in range(12, 21) for column in range(11, 21)} and len(seen) > 80
+
+
+@pytest.mark.parametrize("part", ["cifar-10", "cifar-10-batches-bin", "."])
+def test_cifar_is_read_plain_or_packed(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "PER_FILE", 3)
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / part
+    folder.mkdir(exist_ok=True)
+    content = [np.random.default_rng(seed).integers(0, 256, (3, images.RECORD), dtype=np.uint8) for seed in range(6)]
+    packing = (("", bytes), (".xz", lzma.compress), (".gz", gzip.compress), (".bz2", bz2.compress), ("", bytes))
+    for place, (name, rows) in enumerate(zip((*images.TRAIN_FILES, *images.TEST_FILES), content, strict=True)):
+        rows[:, 0] = (place, 9, 0)  # labels
+        suffix, pack = packing[place % len(packing)]
+        (folder / f"{name}{suffix}").write_bytes(pack(rows.tobytes()))
+    train, test = images.cifar10(tmp_path)
+    assert train.labels.tolist() == [label for place in range(5) for label in (place, 9, 0)]
+    assert test.labels.tolist() == [5, 9, 0] and train.levels.shape == (15, 3, 32, 32)
+    assert np.array_equal(train.levels.reshape(15, -1), np.concatenate(content[:5])[:, 1:])
+    (folder / "data_batch_2.bin.xz").write_bytes(lzma.compress(bytes(images.RECORD)))
+    with pytest.raises(ValueError, match=r"data_batch_2.bin.xz : it does not hold 10,000 records"):
+        images.cifar10(tmp_path)
+    (folder / "data_batch_4.bin.bz2").unlink()
+    with pytest.raises(ValueError, match=r"there is no cifar-10/data_batch_4.bin, plain or packed"):
+        images.cifar10(tmp_path)
 
 
 def test_digits_are_dealt_and_some_can_be_held_out() -> None:
@@ -332,7 +359,7 @@ def test_the_command_trains_alone_and_says_what_it_cost(tmp_path: Path) -> None:
         (("digits", "--steps", "0"), "--steps 0 : give an integer >= 1"),
         (("gpt2", "--size", "huge"), "--size huge : give one of nano, micro, mini, small"),
         (("resnet50",), "give one of digits, resnet8, resnet18, vgg11, vgg16, vgg19, gpt2"),
-        (("resnet8", "--data-dir", "/nowhere"), "there is no cifar-10/data_batch_1.bin.xz.*laconic train digits"),
+        (("resnet8", "--data-dir", "/nowhere"), "there is no cifar-10/data_batch_1.bin, plain.*laconic train digits"),
         (("resnet8",), "name the folder that has it with --data-dir or LACONIC_DATA.*laconic train digits"),
         (("digits", "--resume"), "name the run's directory with --out"),
     ],

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import functools
-import gzip
 import io
-import lzma
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +13,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-Matrix = Any  # SciPy's csr_matrix, whose package declares no types
+from laconic.core import files
 
-VARIABLE = "LACONIC_DATA"
-OPENERS: dict[str, Callable] = {"": open, ".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
+Matrix = Any  # SciPy's csr_matrix, whose package declares no types
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +108,15 @@ def _embedded(name: str) -> Table:
 
 def find(name: str, data_dir: Path | None) -> Path:
     """The file that `name` means: in `data_dir`, else in the folder that LACONIC_DATA names, else a path as it is."""
-    folder = data_dir or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    bases = [folder / name, folder / "libsvm" / name] if folder is not None else []
-    for base in [*bases, Path(name).expanduser()]:
-        for suffix in OPENERS:
-            path = base.with_name(base.name + suffix)
-            if path.is_file():
-                return path.resolve()
+    folder = files.data_folder(data_dir)
+    folders = [] if folder is None else [folder, folder / "libsvm"]
+    path = files.found(folders, name) or files.found([Path()], str(Path(name).expanduser()))
+    if path is not None:
+        return path
     looked = f"not in {folder}" if folder is not None else "no data directory is given"
     raise ValueError(
         f"data={name!r} : there is no such file ({looked}); name a folder of LIBSVM files with --data-dir or "
-        f"{VARIABLE}, give a path, or use an embedded set: {', '.join(EMBEDDED)}"
+        f"{files.VARIABLE}, give a path, or use an embedded set: {', '.join(EMBEDDED)}"
     )
 
 
@@ -131,12 +124,7 @@ def find(name: str, data_dir: Path | None) -> Path:
 def _read(path: Path, changed: int, size: int, features: int | None) -> Table:
     from sklearn.datasets import load_svmlight_file
 
-    opener = OPENERS.get(path.suffix, open)
-    try:
-        with opener(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"{path} : cannot be read: {error}") from None
+    content = files.content(path)
     lines = content.count(b"\n") + (not content.endswith(b"\n") and len(content) > 0)
     if lines == 0:
         raise ValueError(f"{path} : the file is empty")

@@ -1,47 +1,38 @@
-"""Data files of the recipes: where they are, how they are read, and arrays kept in the cache for the next run."""
+"""Data files of the recipes: where they are, and arrays made of them, kept in the cache for the next run."""
 
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from laconic.core import files
 from laconic.core.places import cache
 
-VARIABLE = "LACONIC_DATA"
 
-
-def folder_of(data_dir: Path | None, part: str, files: Iterable[str], instead: str) -> Path:
-    """The folder `part` in `data_dir` or LACONIC_DATA, or that folder itself, where it holds all of `files`.
+def files_of(data_dir: Path | None, parts: Sequence[str], names: Iterable[str], instead: str) -> list[Path]:
+    """Files by name, plain or packed, in one of the folders `parts` in `data_dir` or LACONIC_DATA, or in that itself.
 
     Raises
     ------
     ValueError : no such folder, or a file that is missing; the message says `instead` what can be done.
     """
-    given = data_dir or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    given = files.data_folder(data_dir)
     if given is None:
-        raise ValueError(f"this needs {part}; name the folder that has it with --data-dir or {VARIABLE}. {instead}")
-    missing: list[str] = []
-    for folder in (given / part, given):
-        absent = [name for name in files if not (folder / name).is_file()]
-        if not absent:
-            return folder.resolve()
-        missing = missing or absent
-    raise ValueError(f"--data-dir {given} : there is no {part}/{missing[0]}. {instead}")
-
-
-def unpacked(path: Path) -> bytes:
-    """The content of an .xz file. Raises ValueError where it cannot be read."""
-    try:
-        with lzma.open(path, "rb") as file:
-            return file.read()
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"{path} : cannot be read: {error}") from None
+        raise ValueError(
+            f"this needs {parts[0]}; name the folder that has it with --data-dir or {files.VARIABLE}. {instead}"
+        )
+    paths = []
+    for name in names:
+        path = files.found([*(given / part for part in parts), given], name)
+        if path is None:
+            raise ValueError(f"--data-dir {given} : there is no {parts[0]}/{name}, plain or packed. {instead}")
+        paths.append(path)
+    return paths
 
 
 def kept(name: str, sources: Iterable[Path], compute: Callable[[], np.ndarray]) -> np.ndarray:

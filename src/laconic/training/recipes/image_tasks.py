@@ -13,14 +13,12 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
 from laconic.training.recipes import networks
-from laconic.training.recipes.files import folder_of, hash_of
+from laconic.training.recipes.files import hash_of
 from laconic.training.recipes.images import (
-    ABSENT,
-    TEST_FILES,
-    TRAIN_FILES,
     Images,
     augmented,
     cifar10,
+    cifar10_files,
     digits,
     held_out,
 )
@@ -93,7 +91,7 @@ class ImageTask(Task):
 
     def check(self) -> None:
         """CIFAR-10 must be there."""
-        folder_of(self.data_dir, "cifar-10", (*TRAIN_FILES, *TEST_FILES), f"{self.name} takes {ABSENT}")
+        cifar10_files(self.data_dir, self.name)
 
     def images(self) -> tuple[Images, Images]:
         """Training and test images."""

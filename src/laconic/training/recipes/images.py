@@ -9,18 +9,21 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from laconic.training.recipes.files import folder_of, kept, unpacked
+from laconic.core.files import content
+from laconic.training.recipes.files import files_of, kept
 from laconic.training.recipes.randomness import generator_at
 
-TRAIN_FILES = tuple(f"data_batch_{i}.bin.xz" for i in range(1, 6))
-TEST_FILES = ("test_batch.bin.xz",)
+PLACES = ("cifar-10", "cifar-10-batches-bin")  # the second is what the published archive holds
+TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST_FILES = ("test_batch.bin",)
 PER_FILE = 10_000
 RECORD = 1 + 3 * 32 * 32  # a label, and the planes of red, green and blue
 PAD = 4
 HELD_DIGITS = 297  # of the 1,797 embedded digits, the last: other people wrote them
 ABSENT = (
-    "CIFAR-10 in its binary form (cs.toronto.edu/~kriz/cifar.html), each file packed with xz as "
-    "cifar-10/data_batch_1.bin.xz ... 5 and test_batch.bin.xz; `laconic train digits` needs no files"
+    "CIFAR-10 in its binary form (cs.toronto.edu/~kriz/cifar.html): data_batch_1.bin ... 5 and test_batch.bin, plain "
+    "or packed with xz, bzip2 or gzip, in the folder cifar-10 or cifar-10-batches-bin; `laconic train digits` needs no "
+    "files"
 )
 
 
@@ -59,10 +62,9 @@ def cifar10(data_dir: Path | None) -> tuple[Images, Images]:
     ------
     ValueError : no such files, in one line that says where to get them; a file of another size.
     """
-    folder = folder_of(data_dir, "cifar-10", (*TRAIN_FILES, *TEST_FILES), f"It takes {ABSENT}")
+    *train, test = cifar10_files(data_dir, "It")
     sets = []
-    for name, files in (("cifar10-train", TRAIN_FILES), ("cifar10-test", TEST_FILES)):
-        paths = [folder / file for file in files]
+    for name, paths in (("cifar10-train", train), ("cifar10-test", [test])):
         records = kept(name, paths, lambda paths=paths: np.concatenate([_records(path) for path in paths]))
         levels = records[:, 1:].reshape(-1, 3, 32, 32)
         mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -70,11 +72,16 @@ def cifar10(data_dir: Path | None) -> tuple[Images, Images]:
     return sets[0], sets[1]
 
 
+def cifar10_files(data_dir: Path | None, who: str) -> list[Path]:
+    """The five files to learn from and the one to test by. Raises ValueError, which says what `who` takes."""
+    return files_of(data_dir, PLACES, (*TRAIN_FILES, *TEST_FILES), f"{who} takes {ABSENT}")
+
+
 def _records(path: Path) -> np.ndarray:
-    content = np.frombuffer(unpacked(path), dtype=np.uint8)
-    if content.size != PER_FILE * RECORD or content[::RECORD].max() > 9:
+    values = np.frombuffer(content(path), dtype=np.uint8)
+    if values.size != PER_FILE * RECORD or values[::RECORD].max() > 9:
         raise ValueError(f"{path} : it does not hold 10,000 records of a label from 0 to 9 and 3,072 levels")
-    return content.reshape(PER_FILE, RECORD)
+    return values.reshape(PER_FILE, RECORD)
 
 
 def digits(data_dir: Path | None = None) -> tuple[Images, Images]:

@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from laconic.training.recipes.files import folder_of, kept, unpacked
+from laconic.core.files import content
+from laconic.training.recipes.files import files_of, kept
 
-BPE_FILES = ("encoder.json.xz", "vocab.bpe.xz")
-WIKITEXT_FILES = ("wiki.train.tokens.xz", "wiki.valid.tokens.xz", "wiki.test.tokens.xz")
+BPE_FILES = ("encoder.json", "vocab.bpe")
+WIKITEXT_FILES = ("wiki.train.tokens", "wiki.valid.tokens")
 GPT2_VOCABULARY = 50_257
 BLOCK, EVERY = 4096, 10  # bytes of the documentation; each tenth block is held out
+INSTEAD = (
+    "It takes wikitext-2/wiki.{train,valid}.tokens and gpt2-bpe/{encoder.json,vocab.bpe}, plain or packed with xz, "
+    "bzip2 or gzip; `laconic train gpt2` without --data-dir needs no files"
+)
 MISSING = "GPT-2 needs the packages transformers and tokenizers: pip install 'laconic[models]'"
 
 
@@ -54,49 +59,41 @@ def documentation() -> Text:
 def gpt2_encoding(data_dir: Path | None) -> Any:
     """GPT-2's byte-level BPE (Radford et al. 2019) as a `tokenizers.Tokenizer`, from its vocabulary and merges."""
     tokenizers = needed("tokenizers")
-    folder = folder_of(data_dir, "gpt2-bpe", BPE_FILES, _instead())
-    vocabulary = json.loads(unpacked(folder / BPE_FILES[0]))
-    lines = unpacked(folder / BPE_FILES[1]).decode("utf-8").split("\n")[1:]  # the first is a comment
-    merges = [tuple(line.split(" ")) for line in lines if line]
-    encoding = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+    vocabulary, merges = map(content, _encoding_files(data_dir))
+    lines = merges.decode("utf-8").split("\n")[1:]  # the first is a comment
+    pairs = [tuple(line.split(" ")) for line in lines if line]
+    encoding = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(vocabulary), merges=pairs))
     encoding.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     encoding.decoder = tokenizers.decoders.ByteLevel()
     return encoding
 
 
-def wikitext_folder(data_dir: Path | None) -> Path:
-    """Where WikiText-2 is. Raises ValueError, one line, where it is not."""
-    return folder_of(data_dir, "wikitext-2", WIKITEXT_FILES, _instead())
+def _encoding_files(data_dir: Path | None) -> list[Path]:
+    return files_of(data_dir, ("gpt2-bpe",), BPE_FILES, INSTEAD)
+
+
+def wikitext_files(data_dir: Path | None) -> list[Path]:
+    """WikiText-2's training and validation text. Raises ValueError, one line, where they are not there."""
+    return files_of(data_dir, ("wikitext-2",), WIKITEXT_FILES, INSTEAD)
 
 
 def wikitext(data_dir: Path | None) -> Text:
     """WikiText-2 (Merity et al. 2016, arXiv:1609.07843), each file as one text; its tokens, uint16, are cached."""
-    folder = wikitext_folder(data_dir)
-    codes = folder_of(data_dir, "gpt2-bpe", BPE_FILES, _instead())
+    paths, codes = wikitext_files(data_dir), _encoding_files(data_dir)
     train, validation = (
-        kept(
-            name.removesuffix(".tokens.xz"), [folder / name, *(codes / file for file in BPE_FILES)],
-            functools.partial(_tokens, folder / name, data_dir),
-        )
-        for name in WIKITEXT_FILES[:2]
-    )  # fmt: skip
+        kept(name.removesuffix(".tokens"), [path, *codes], functools.partial(_tokens, path, data_dir))
+        for name, path in zip(WIKITEXT_FILES, paths, strict=True)
+    )
     return Text("WikiText-2, GPT-2's byte-pair encoding", train, validation, GPT2_VOCABULARY)
 
 
 def _tokens(path: Path, data_dir: Path | None) -> np.ndarray:
-    text = unpacked(path).decode("utf-8")
+    text = content(path).decode("utf-8")
     encoding = gpt2_encoding(data_dir)
     tokens = np.asarray(encoding.encode(text).ids, dtype=np.uint16)
     if encoding.decode(tokens.tolist(), skip_special_tokens=False) != text:
         raise ValueError(f"{path} : its tokens do not decode to the text; are vocabulary and merges GPT-2's?")
     return tokens
-
-
-def _instead() -> str:
-    return (
-        "It takes wikitext-2/wiki.{train,valid,test}.tokens.xz and gpt2-bpe/{encoder.json,vocab.bpe}.xz; "
-        "`laconic train gpt2` without --data-dir needs no files"
-    )
 
 
 @dataclass(frozen=True)

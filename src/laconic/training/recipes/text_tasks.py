@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
+from laconic.core.files import data_folder
 from laconic.training.recipes.bigram import bigram_loss
-from laconic.training.recipes.files import VARIABLE, hash_of
+from laconic.training.recipes.files import hash_of
 from laconic.training.recipes.language import Size, gpt2, size_of
 from laconic.training.recipes.shards import Shards, part_of
 from laconic.training.recipes.tasks import Course, Task, judging
@@ -25,7 +25,7 @@ from laconic.training.recipes.text import (
     documentation,
     needed,
     wikitext,
-    wikitext_folder,
+    wikitext_files,
 )
 
 AT_ONCE = 8  # windows in one pass of an evaluation
@@ -106,13 +106,13 @@ class GPT2(Task):
 
     @property
     def _encoded(self) -> bool:
-        return self.data_dir is not None or bool(os.environ.get(VARIABLE))
+        return data_folder(self.data_dir) is not None
 
     def check(self) -> None:
         """The packages, and the files where a folder is named."""
         needed("transformers")
         if self._encoded:
-            wikitext_folder(self.data_dir)
+            wikitext_files(self.data_dir)
             needed("tokenizers")
 
     def module(self, seed: int) -> nn.Module:
