@@ -111,8 +111,8 @@ class Speed(Study):
             for low in range(0, len(rows), APART):
                 yield from (self.job(row, link) for row in rows[low : low + APART])
                 yield self.job(NONE, link, again=low // APART + 1)
-        if self.form.lab:
-            yield from self.passes()
+            if self.form.lab and link == MAIN:
+                yield from self.passes()
 
     def passes(self) -> Iterator[Job]:
         """The rows that have to be close, by turns with steps without communication."""
