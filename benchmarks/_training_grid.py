@@ -22,7 +22,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Measure:
-    """What runs are judged by: a field of their evaluations, in which direction it is better, and how it is shown."""
+    """What runs are judged by: a field of their evaluations, in which direction it is better, and how it is shown.
+
+    `start`: whether curves begin before the first step, where a loss is so large that nothing else would be seen.
+    """
 
     field: str
     larger: bool
@@ -30,6 +33,7 @@ class Measure:
     scale: float = 1.0
     unit: str = ""
     digits: int = 4
+    start: bool = True
 
     def of(self, record: Record) -> float:
         """At the end of a run, the larger the better; below everything where the loss was not finite."""
@@ -51,7 +55,7 @@ class Measure:
 
 
 ACCURACY = Measure("test_accuracy", True, "test accuracy, %", 100.0, "%", 2)
-LOSS = Measure("validation_loss", False, "validation loss, nats per token")
+LOSS = Measure("validation_loss", False, "validation loss, nats per token", start=False)
 TEST_LOSS = Measure("test_loss", False, "test loss")
 
 
@@ -155,7 +159,8 @@ class Grid:
             for one in self.runs(store, row):
                 x = numbers(one["curve"], axis if axis in one["curve"] else "step")
                 y = numbers(one["curve"], chosen.field)
-                lines.append((scale * x, chosen.scale * y))
+                shown = (x > 0) | chosen.start
+                lines.append((scale * x[shown], chosen.scale * y[shown]))
             if lines:
                 found.append(Curve(row.name, place, lines))
         return found
