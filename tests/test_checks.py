@@ -13,7 +13,6 @@ from torch import Tensor
 
 from laconic.checks import NotConforming, check, conform
 from laconic.checks import compressors as efforts
-from laconic.checks.compressors import QUICK
 from laconic.checks.statistics import outcomes
 from laconic.checks.vectors import DTYPES, cases, extremes
 from laconic.compressors.dithering import QSGD, LinfDithering
@@ -96,7 +95,8 @@ def test_a_claim_that_is_5_percent_too_good_is_caught(
     inner: Compressor, factor: float, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # by the rounds and draws of a quick check, however slow the processor is
-    patient = replace(QUICK, seconds=10.0, draws=replace(QUICK.draws, seconds=10.0))
+    quick = efforts.QUICK
+    patient = replace(quick, seconds=10.0, draws=replace(quick.draws, seconds=10.0))
     monkeypatch.setattr(efforts, "QUICK", patient)
     assert by in found(Boasting(inner, factor))
 
