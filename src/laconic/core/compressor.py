@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from laconic.core.entry import Entry, parameters
-from laconic.core.floats import wide
+from laconic.core.floats import finite, wide
 from laconic.core.keys import Keys
 from laconic.core.message import Message, Schema, Slot
 from laconic.core.theory import Setting
@@ -239,7 +239,7 @@ def refuse(v: Tensor, keys: Keys) -> None:
         raise ValueError(f"a vector on {v.device} : it must be on the cpu; give v.cpu()")
     if v.dim() == 0 or v.shape[0] != keys.rows:
         raise ValueError(f"vectors of shape {tuple(v.shape)} for {keys.rows} addresses : the first axis is the workers")
-    if not fold.finite(v):
+    if not finite(v):
         row, *place = torch.nonzero(~v.isfinite())[0].tolist()
         value, worker = float(v[(row, *place)]), keys.workers[row]
         raise ValueError(f"{value} at {tuple(place)} of worker {worker}'s vector : every number must be finite")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-
-from laconic.kernels import fold
 
 WIDE = {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}
 
@@ -30,4 +30,6 @@ def finite(v: Tensor) -> bool:
     >>> finite(torch.tensor([1.0, float("inf")]))
     False
     """
-    return fold.finite(v)
+    if math.isfinite(float(v.sum())):  # one that is not makes the sum so, and nothing reads memory faster than a sum
+        return True
+    return bool(v.isfinite().all())  # a sum of large numbers may leave the range as well

@@ -269,25 +269,3 @@ def dots_reference(a: Tensor, b: Tensor) -> Tensor:
     for lane in lanes.unbind(1):
         total = total + lane
     return total
-
-
-@numba.njit(cache=True, nogil=True)
-def _finite(low, high, patterns, infinity, out):
-    for piece in range(low, high):
-        row, begin, end = span(piece, patterns.shape[1])
-        here, broken = patterns[row, begin:end], 0
-        for j in range(end - begin):
-            broken += (here[j] & infinity) == infinity  # all bits of the exponent
-        if broken:
-            out[0] = 1
-
-
-def finite(v: Tensor) -> bool:
-    """Whether every number of v is finite."""
-    if not _fast(v):
-        return bool(v.isfinite().all())
-    patterns = _numpy(v.contiguous()).reshape(1, -1).view(f"u{v.element_size()}")
-    infinity = patterns.dtype.type(0x7FF << 52 if v.element_size() == 8 else 0xFF << 23)
-    out = np.zeros(1, dtype=np.int64)
-    over_spans(_finite, *patterns.shape, patterns, infinity, out)
-    return not out[0]
