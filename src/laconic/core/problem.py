@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ class Oracles(ABC):
     @property
     def d(self) -> int:
         """The number of coordinates of x."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def variational(self) -> bool:

@@ -108,7 +108,7 @@ def _dots(low, high, a, b, out):
 
 
 def _fast(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float64, torch.float32)
+    return tensor.is_cpu and tensor.dtype in (torch.float64, torch.float32)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

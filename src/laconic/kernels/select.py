@@ -167,7 +167,7 @@ def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Both are (rows, k), the positions int64.
     """
-    if v.device.type == "cpu" and v.dtype == torch.bfloat16:  # widened, magnitudes keep their order and their ties
+    if v.is_cpu and v.dtype == torch.bfloat16:  # widened, magnitudes keep their order and their ties
         positions, _ = largest(v.to(torch.float32), k)
         return positions, v.gather(1, positions)
     return _selected(v, None, 1, k) if _fast(v) else largest_reference(v, k)
@@ -181,7 +181,7 @@ def largest_of_sum(v: Tensor, other: Tensor, sign: int, k: int) -> tuple[Tensor,
 
 
 def _fast(v: Tensor) -> bool:
-    return v.device.type == "cpu" and v.dtype in (torch.float64, torch.float32)
+    return v.is_cpu and v.dtype in (torch.float64, torch.float32)
 
 
 def _selected(v: Tensor, other: Tensor | None, sign: int, k: int) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class Subset(Coding):
         over_rows(subsets.measure, len(out), len(codes), codes, offsets, self.size, out)
 
     def fixed(self, counts: np.ndarray) -> np.ndarray | None:
-        return np.zeros_like(counts) if np.all((counts == 0) | (counts == self.size)) else None
+        return np.zeros_like(counts) if ((counts == 0) | (counts == self.size)).all() else None
 
     def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
         subsets.write(codes, offsets, self.size, buffer, cursor)

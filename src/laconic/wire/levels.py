@@ -56,7 +56,7 @@ class Levels(Coding):
         over_rows(forms.measure, len(out), len(codes), codes, offsets, self.size, segments.first, counted, out)
 
     def fixed(self, counts: np.ndarray) -> np.ndarray | None:
-        return np.zeros_like(counts) if not np.any(counts) else None
+        return np.zeros_like(counts) if not counts.any() else None
 
     def write(self, codes: np.ndarray, offsets: np.ndarray, buffer: np.ndarray, cursor: np.ndarray) -> None:
         codes, s = self._narrow(codes), _Segments(offsets, self.size)
