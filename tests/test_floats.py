@@ -35,3 +35,7 @@ def test_finite_sees_every_place(dtype: torch.dtype, largest: float, bad: float)
 def test_finite_is_what_each_number_says(numbers: list[float]) -> None:
     """Infinities of both signs, and sums that cancel, among them."""
     assert finite(torch.tensor(numbers, dtype=torch.float32)) == all(map(math.isfinite, numbers))
+
+
+def test_numbers_that_ask_for_gradients_are_looked_at_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    assert finite(torch.ones(3, requires_grad=True)) and not recwarn.list
