@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -96,7 +96,7 @@ def test_a_claim_that_is_5_percent_too_good_is_caught(
 ) -> None:
     # by the rounds and draws of a quick check, however slow the processor is
     quick = efforts.QUICK
-    patient = replace(quick, seconds=10.0, draws=replace(quick.draws, seconds=10.0))
+    patient = dataclasses.replace(quick, seconds=10.0, draws=dataclasses.replace(quick.draws, seconds=10.0))
     monkeypatch.setattr(efforts, "QUICK", patient)
     assert by in found(Boasting(inner, factor))
 

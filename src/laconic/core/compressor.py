@@ -280,6 +280,11 @@ class Packet:
     asked: np.ndarray | None = None
     state: Any = None
 
+    @property
+    def width(self) -> int:
+        """The bytes of one vector at full width."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
     @functools.cached_property
     def decoded(self) -> Decoded:
         """What its messages mean."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -66,7 +67,7 @@ class SAGA(Estimator):
 
     def _room(self, v: Tensor, oracles: Oracles) -> tuple[int, ...]:
         shape = (v.shape[0], oracles.most_terms, *v.shape[1:])
-        size = int(np.prod(shape, dtype=np.float64)) * v.element_size()
+        size = math.prod(shape) * v.element_size()
         if size > LARGEST_TABLE:
             raise ValueError(
                 f"{self} : the table of {shape[0]} workers x {shape[1]} terms x {oracles.d} coordinates takes "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from laconic.kernels import memory
-from laconic.kernels.threads import over_rows, over_spans, span
+from laconic.kernels.threads import compiled_for, over_rows, over_spans, span
 
 LANES = 8
 
@@ -107,10 +107,6 @@ def _dots(low, high, a, b, out):
         out[r] = product(a[r], b[r])
 
 
-def _fast(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype in (torch.float64, torch.float32)
-
-
 def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
@@ -127,7 +123,7 @@ def scatter_rows(
 
     Raises ValueError where an index is not in 0..d-1.
     """
-    if not _fast(target):
+    if not compiled_for(target):
         lengths = torch.from_numpy(np.diff(offsets)).to(target.device)
         where = torch.repeat_interleave(torch.from_numpy(rows).to(target.device), lengths)
         target.index_put_((where, indices), scale * values, accumulate=True)
@@ -140,7 +136,7 @@ def scatter_rows(
 
 def fold_sparse(indices: Tensor, values: Tensor, scale: float, target: Tensor) -> None:
     """target[indices[j]] += scale * values[j] for j in order; target is (d,), written in place."""
-    if not _fast(target):
+    if not compiled_for(target):
         target.index_put_((indices,), scale * values, accumulate=True)
         return
     ends, row = np.array([0, len(values)]), np.zeros(1, dtype=np.int64)
@@ -163,7 +159,7 @@ class Heard:
 def _in_one_pass(kernel: Callable[..., None], pairs: Sequence[Pair], scale: float, v: Tensor, other: Tensor) -> bool:
     """Runs the kernel on all pairs, joined, if it can: it finds those of a span by bisection."""
     d = v.shape[1]
-    if not _fast(v) or any(values.dtype != v.dtype for _, values in pairs):
+    if not compiled_for(v) or any(values.dtype != v.dtype for _, values in pairs):
         return False
     arrays = [(_numpy(where), _numpy(values)) for where, values in pairs]
     if not all(_ascends(where, d) for where, _ in arrays):
@@ -240,7 +236,7 @@ def renew(heard: Heard, estimate: Tensor, v: Tensor) -> bool:
 
 def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:
     """target += scale * values[r] for r in order; values is (rows, d), target (d,), written in place."""
-    if not _fast(target):
+    if not compiled_for(target):
         for row in values:
             target.add_(scale * row)
         return
@@ -250,7 +246,7 @@ def fold_dense(values: Tensor, scale: float, target: Tensor) -> None:
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise dot products of two (rows, d) tensors, shape (rows,); a row's bits do not depend on its neighbours."""
-    if not _fast(a):
+    if not compiled_for(a):
         return dots_reference(a, b)
     out = torch.empty(a.shape[0], dtype=a.dtype)
     over_rows(_dots, a.shape[0], a.numel(), _numpy(a), _numpy(b), _numpy(out))

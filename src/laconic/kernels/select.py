@@ -14,7 +14,7 @@ from numba import uint64
 from torch import Tensor
 
 from laconic.kernels import memory, select_long
-from laconic.kernels.threads import over_rows
+from laconic.kernels.threads import compiled_for, over_rows
 
 DIGIT = 10  # bits per pass of the radix selection
 FEW = 24  # up to this k a bound comes from the maxima of 16 to 2k lanes, above it from a sample
@@ -170,18 +170,14 @@ def largest(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if v.is_cpu and v.dtype == torch.bfloat16:  # widened, magnitudes keep their order and their ties
         positions, _ = largest(v.to(torch.float32), k)
         return positions, v.gather(1, positions)
-    return _selected(v, None, 1, k) if _fast(v) else largest_reference(v, k)
+    return _selected(v, None, 1, k) if compiled_for(v) else largest_reference(v, k)
 
 
 def largest_of_sum(v: Tensor, other: Tensor, sign: int, k: int) -> tuple[Tensor, Tensor]:
     """`largest` of v + other, or of v - other where the sign is -1: the same bits, without the pass that forms them."""
-    if _fast(v):
+    if compiled_for(v):
         return _selected(v, other, sign, k)
     return largest(v + other if sign > 0 else v - other, k)
-
-
-def _fast(v: Tensor) -> bool:
-    return v.is_cpu and v.dtype in (torch.float64, torch.float32)
 
 
 def _selected(v: Tensor, other: Tensor | None, sign: int, k: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 import numba
 import torch
+from torch import Tensor
 
 SMALL = 1 << 16  # elements of work under which waking a thread costs more than it saves
 SHARES = 3  # pieces per thread: whoever is awake takes the next one
@@ -69,6 +70,11 @@ def _call(helpers: int, job: _Job) -> None:
         _helpers[-1].start()
     for _ in range(helpers):
         _waiting.put(job)
+
+
+def compiled_for(tensor: Tensor) -> bool:
+    """Whether there are kernels for numbers like these: float64 or float32 on the CPU."""
+    return tensor.is_cpu and tensor.dtype in (torch.float64, torch.float32)
 
 
 def over_rows(kernel: Kernel, rows: int, work: int, *arguments: object) -> None:

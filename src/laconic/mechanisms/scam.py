@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def _chosen(packet: Packet) -> Tensor:
     decoded = packet.decoded
     if not isinstance(decoded, Sparse):
         raise ValueError(f"{packet.compressor} gave a message without a support; use a sparsifier such as topk")
-    rows, d = len(decoded.offsets) - 1, int(np.prod(decoded.shape))
+    rows, d = len(decoded.offsets) - 1, math.prod(decoded.shape)
     return decoded.indices + torch.from_numpy(np.repeat(np.arange(rows) * d, np.diff(decoded.offsets)))
 
 

@@ -7,6 +7,7 @@ gradients were used; `replayed_async` follows it in the simulator, to the same x
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import sys
 from collections import deque
@@ -75,7 +76,7 @@ class _Wire:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, n: int) -> None:
         self._shape, self._dtype, self._n = shape, dtype, n
-        self.size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        self.size = dtype.itemsize * math.prod(shape)
 
     def packed(self, v: Tensor) -> np.ndarray:
         """The bytes of one vector (*shape)."""

@@ -165,7 +165,7 @@ class ProcessGroup(Runtime):
             replies |= self._finish_two_stage(flight, pending.dealt, account)
         for i, ask in enumerate(flight):
             if isinstance(ask, AllReduce):
-                size = ask.packet.dtype.itemsize * math.prod(ask.packet.shape)
+                size = ask.packet.width
                 account.summed(np.full(self.n, size, dtype=np.int64))
             elif isinstance(ask, Downlink):
                 heard = self._spread(ask.packet, ask.to)
@@ -188,7 +188,7 @@ class ProcessGroup(Runtime):
             return True
         if self.star or not any(isinstance(ask, Uplink) for ask in flight):
             return False
-        return self.routes.joins(sum(_width(ask.packet) for ask in flight if isinstance(ask, AllReduce)), self.world)
+        return self.routes.joins(sum(ask.packet.width for ask in flight if isinstance(ask, AllReduce)), self.world)
 
     def _paid(self, size: int) -> None:
         """Some of the bytes handed over were messages."""
@@ -243,14 +243,14 @@ class ProcessGroup(Runtime):
         partial = any(ask.packet.private or ask.packet.members is not None for ask in asks)
         if not asks or apart or partial or self.star or self.ordered or self.world < 3:  # of two, none is spared
             return None
-        return self.routes.owners([Load(self._known(ask), _width(ask.packet)) for ask in asks], self.world)
+        return self.routes.owners([Load(self._known(ask), ask.packet.width) for ask in asks], self.world)
 
     def _known(self, ask: Spoken) -> int:
         """The bytes of one process' message as all know them: from its schema, or as long as the last one was."""
         sizes = self._sizes([ask])
         if sizes.exact is not None:
             return max(sizes.exact)
-        return self._longest.get(ask.packet.keys.stream, _width(ask.packet) // 4)
+        return self._longest.get(ask.packet.keys.stream, ask.packet.width // 4)
 
     def _begin_two_stage(self, flight: Flight, at: list[int], owners: list[int]) -> _Dealt:
         asks = [ask for i in at if isinstance(ask := flight[i], Spoken)]
@@ -421,11 +421,6 @@ def _packet(ask: Ask) -> Packet:
     return ask.packet
 
 
-def _width(packet: Packet) -> int:
-    """Bytes of a vector at full width."""
-    return packet.dtype.itemsize * math.prod(packet.shape)
-
-
 def _local_sum(packet: Packet) -> Tensor:
     """The sum over the local workers, flat; perhaps a view of their values."""
     if packet.message.rows == 1:
@@ -437,7 +432,7 @@ def _local_sum(packet: Packet) -> Tensor:
 
 def _most(packet: Packet) -> int:
     """A bound in bytes on one worker's message, flag and length: four times the values at full width, and some."""
-    return 128 + 4 * packet.dtype.itemsize * math.prod(packet.shape)
+    return 128 + 4 * packet.width
 
 
 def _take(buffer: np.ndarray, at: int, size: int) -> tuple[np.ndarray, int]:

@@ -78,23 +78,18 @@ class TwoStage:
         """Everyone's sums to everyone."""
         widths = [0] * self._carrier.world
         for request in self._requests:
-            widths[request.owner] += _width(request.packet) + 8 * self._n
+            widths[request.owner] += request.packet.width + 8 * self._n
         rows = self._carrier.gather_padded(sums, max(widths))()
         cursors = [0] * self._carrier.world
         found = []
         for request in self._requests:
-            at, width = cursors[request.owner], _width(request.packet)
+            at, width = cursors[request.owner], request.packet.width
             row = rows[request.owner]
             mean = torch.from_numpy(row[at : at + width].copy()).view(request.packet.dtype).view(request.packet.shape)
             sizes = row[at + width : at + width + 8 * self._n].copy().view("<i8")
             cursors[request.owner] = at + width + 8 * self._n
             found.append((Total(mean), sizes))
         return found
-
-
-def _width(packet: Packet) -> int:
-    """Bytes of a packet's mean at full width."""
-    return int(np.prod(packet.shape, dtype=np.int64)) * packet.dtype.itemsize
 
 
 def _bytes(dense: Tensor) -> np.ndarray:
